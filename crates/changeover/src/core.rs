@@ -1,0 +1,78 @@
+//! What every part of a running instance shares.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::Pool;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::decider::Decider;
+use crate::projector::configuration::Configuration;
+use crate::store::{Store, StoreError, connect};
+use crate::wake::{Signals, Waker};
+
+/// Shared by everything that an instance does.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) store: Arc<Store>,
+    pub(crate) configuration: Configuration,
+    pub(crate) decider: Decider,
+    /// Something may have been appended.
+    pub(crate) waker: Waker,
+    /// The states of the projectors may have changed.
+    pub(crate) states_changed: Waker,
+    /// Something was appended here that other processes should hear of.
+    pub(crate) announce: Notify,
+    /// A projector of ours moved its checkpoint here.
+    pub(crate) published: Waker,
+    pub(crate) signals: Signals,
+    pub(crate) activation_wait: Duration,
+    /// Connections for publishing, so that a busy application cannot keep its own read models from being fed.
+    pub(crate) background: Pool,
+    pub(crate) identity: Identity,
+}
+
+/// Who this instance is.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) id: Uuid,
+    pub(crate) application: String,
+    pub(crate) application_version: String,
+    pub(crate) address: Option<String>,
+}
+
+impl Core {
+    /// A connection for work in the background.
+    pub(crate) async fn background(&self) -> Result<deadpool_postgres::Client, StoreError> {
+        Ok(self.background.get().await?)
+    }
+
+    /// Something was appended, or soon will be committed.
+    pub(crate) fn appended(&self) {
+        if self.signals.in_process {
+            self.waker.wake();
+        }
+        if self.signals.notify.is_some() {
+            self.announce.notify_one();
+        }
+    }
+
+    /// The channel on which processes hear of each other.
+    pub(crate) fn channel(&self) -> String {
+        channel(&self.store)
+    }
+}
+
+/// What a notification says.
+pub(crate) const APPENDED: &str = "appended";
+pub(crate) const STATES: &str = "states";
+
+pub(crate) fn channel(store: &Store) -> String {
+    format!("changeover_{}", store.schema)
+}
+
+/// The pool for work in the background.
+pub(crate) fn background_pool(store: &Store, size: usize) -> Result<Pool, StoreError> {
+    connect::pool(&store.config, size)
+}

@@ -1,0 +1,270 @@
+//! The decision of this instance: made from the states, kept together with the generation that it was made at, and kept
+//! only until an admission fails or the connection that it was made on is lost.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use futures_util::future::join;
+use tokio::sync::{Mutex, watch};
+use tokio_postgres::Client;
+use tracing::{info, warn};
+
+use crate::activation;
+use crate::projector::Registered;
+use crate::projector::configuration::Configuration;
+use crate::registration;
+use crate::store::{Store, StoreError, rows};
+use crate::words::decision::{Refused, Verdict, VersionState, decide};
+use crate::words::position::Generation;
+use crate::words::readiness::Readiness;
+use crate::words::state::Delivery;
+
+/// What an instance does while nothing was ever activated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WhenNothingIsActive {
+    /// It makes its own configuration the active one: for tests, and for the first release ever.
+    #[default]
+    AssumeOurs,
+    /// It refuses to append and to publish until a configuration is activated.
+    Refuse,
+}
+
+/// A decision and the generation that it holds for.
+#[derive(Debug)]
+pub(crate) struct Decided {
+    pub(crate) generation: Generation,
+    pub(crate) verdict: Verdict,
+    /// The inline projectors that this instance feeds.
+    pub(crate) inline: Vec<Arc<Registered>>,
+    /// Taken before the states were read: the decision is at least as new as this.
+    as_of: Instant,
+}
+
+impl Decided {
+    pub(crate) fn feeds(&self, registered: &Registered) -> bool {
+        matches!(&self.verdict, Verdict::Admitted { fed, .. } if fed.contains(&registered.target.projector))
+    }
+
+    fn is_activating(&self) -> bool {
+        matches!(self.verdict, Verdict::Refused(Refused::ProjectorIsActivating { .. }))
+    }
+}
+
+/// Why there is no admission.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DecideError {
+    #[error(transparent)]
+    Refused(Refused),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// How often an instance that waits for an activation looks again.
+const ACTIVATING_POLL: Duration = Duration::from_millis(3);
+
+#[derive(Debug)]
+pub(crate) struct Decider {
+    store: Arc<Store>,
+    configuration: Configuration,
+    when_nothing_is_active: WhenNothingIsActive,
+    current: ArcSwapOption<Decided>,
+    /// A connection of its own: never a caller's transaction, whose snapshot may be old, and never one of the pool's, all
+    /// of which may be taken by transactions that wait for this very decision.
+    connection: Mutex<Option<Client>>,
+    readiness: watch::Sender<Readiness>,
+}
+
+impl Decider {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        configuration: Configuration,
+        when_nothing_is_active: WhenNothingIsActive,
+    ) -> Self {
+        Self {
+            store,
+            configuration,
+            when_nothing_is_active,
+            current: ArcSwapOption::empty(),
+            connection: Mutex::new(None),
+            readiness: watch::Sender::new(Readiness::unknown()),
+        }
+    }
+
+    /// The readiness, and whenever it changes.
+    pub(crate) fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.subscribe()
+    }
+
+    /// The decision as it is kept, made now if there is none.
+    pub(crate) async fn decided(&self) -> Result<Arc<Decided>, StoreError> {
+        match self.current.load_full() {
+            Some(decided) => Ok(decided),
+            None => self.refresh(Instant::now()).await,
+        }
+    }
+
+    /// Forgets the decision: the server that it came from may be another one now.
+    pub(crate) fn forget(&self) {
+        self.current.store(None);
+    }
+
+    /// A decision that admits this instance. A kept refusal is never trusted: it may be history. While a projector of
+    /// ours is being switched, waits up to `wait` for the outcome.
+    pub(crate) async fn admit(&self, wait: Duration) -> Result<Arc<Decided>, DecideError> {
+        let started = Instant::now();
+        let mut decided = self.decided().await?;
+        if let Verdict::Refused(_) = decided.verdict {
+            decided = self.refresh(started).await?;
+        }
+        while decided.is_activating() && started.elapsed() < wait {
+            tokio::time::sleep(ACTIVATING_POLL).await;
+            decided = self.refresh(Instant::now()).await?;
+        }
+        match &decided.verdict {
+            Verdict::Refused(refused) => Err(DecideError::Refused(refused.clone())),
+            Verdict::Empty => panic!("BUG: an empty table was left undecided"),
+            Verdict::Admitted { .. } => Ok(decided),
+        }
+    }
+
+    /// The decision after an admission showed another generation than ours.
+    pub(crate) async fn after(&self, seen: Generation) -> Result<Arc<Decided>, StoreError> {
+        match self.current.load_full() {
+            Some(decided) if decided.generation == seen => Ok(decided),
+            _ => self.refresh(Instant::now()).await,
+        }
+    }
+
+    /// Decides anew if the generation moved. What the watch calls, over and over.
+    pub(crate) async fn look(&self) -> Result<Arc<Decided>, StoreError> {
+        let started = Instant::now();
+        let mut connection = self.connection.lock().await;
+        let client = self.connected(&mut connection).await?;
+        let row = self.store.query_one(&*client, &self.store.sql.generation, &[]).await;
+        let row = self.or_lost(&mut connection, row)?;
+        drop(connection);
+        let decided = self.after(row.get("generation")).await?;
+        // While an activation is in its pause its deadline may pass without the generation moving.
+        if decided.is_activating() { self.refresh(started).await } else { Ok(decided) }
+    }
+
+    /// Reads the states and decides, unless somebody else did so since `asked`.
+    async fn refresh(&self, asked: Instant) -> Result<Arc<Decided>, StoreError> {
+        let mut connection = self.connection.lock().await;
+        if let Some(decided) = self.current.load_full().filter(|decided| decided.as_of >= asked) {
+            return Ok(decided);
+        }
+        let client = self.connected(&mut connection).await?;
+        let decided = self.decide(client).await;
+        let decided = Arc::new(self.or_lost(&mut connection, decided)?);
+        self.keep(&decided);
+        Ok(decided)
+    }
+
+    async fn connected<'c>(&self, connection: &'c mut Option<Client>) -> Result<&'c mut Client, StoreError> {
+        if connection.as_ref().is_some_and(Client::is_closed) {
+            *connection = None;
+            self.forget();
+        }
+        if connection.is_none() {
+            *connection = Some(self.store.single().await.inspect_err(|error| self.unreachable(error))?);
+        }
+        Ok(connection.as_mut().expect("BUG: connected a line ago"))
+    }
+
+    fn or_lost<T>(
+        &self,
+        connection: &mut Option<Client>,
+        result: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        result.inspect_err(|error| {
+            *connection = None;
+            self.forget();
+            self.unreachable(error);
+        })
+    }
+
+    /// A look took too long: the connection it was made on is believed lost.
+    pub(crate) fn gave_up(&self, after: Duration) {
+        self.forget();
+        self.unreachable(&StoreError::Timeout { what: "a look at the projectors' states", after });
+    }
+
+    fn unreachable(&self, error: &StoreError) {
+        self.readiness.send_if_modified(|readiness| {
+            let next = Readiness::unreachable(error);
+            let changed = readiness.state != next.state;
+            if changed {
+                warn!(reason = %next.reason, "readiness unreachable");
+                *readiness = next;
+            }
+            changed
+        });
+    }
+
+    async fn decide(&self, client: &mut Client) -> Result<Decided, StoreError> {
+        let mut as_of = Instant::now();
+        let (mut generation, mut states) = read_states(&self.store, client).await?;
+        if states.iter().any(|row| row.in_activation) && activation::expire(&self.store, client).await? {
+            as_of = Instant::now();
+            (generation, states) = read_states(&self.store, client).await?;
+        }
+        let mut verdict = decide(&self.configuration.versions(), &states);
+        if verdict == Verdict::Empty {
+            verdict = match self.when_nothing_is_active {
+                WhenNothingIsActive::Refuse => Verdict::Refused(Refused::NoConfigurationIsActive),
+                WhenNothingIsActive::AssumeOurs => {
+                    match registration::assume(&self.store, client, &self.configuration).await? {
+                        Err(refused) => Verdict::Refused(refused),
+                        Ok(()) => {
+                            as_of = Instant::now();
+                            (generation, states) = read_states(&self.store, client).await?;
+                            match decide(&self.configuration.versions(), &states) {
+                                // Still no states: a configuration without projectors.
+                                Verdict::Empty => Verdict::Admitted { fed: [].into(), not_fed: Vec::new() },
+                                verdict => verdict,
+                            }
+                        }
+                    }
+                }
+            };
+        }
+        let inline = match &verdict {
+            Verdict::Admitted { fed, .. } => {
+                let ours = self.configuration.projectors.values();
+                ours.filter(|p| p.target.delivery == Delivery::Inline && fed.contains(&p.target.projector))
+                    .cloned()
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        Ok(Decided { generation, verdict, inline, as_of })
+    }
+
+    fn keep(&self, decided: &Arc<Decided>) {
+        self.current.store(Some(decided.clone()));
+        let next = Readiness::from(&decided.verdict);
+        self.readiness.send_if_modified(|readiness| {
+            let changed = *readiness != next;
+            if readiness.state != next.state {
+                info!(state = %next.state, reason = %next.reason, "readiness changed");
+            }
+            *readiness = next;
+            changed
+        });
+    }
+}
+
+/// The generation first, then the states: what is decided from them is at least as new as the generation it is kept with.
+pub(crate) async fn read_states(
+    store: &Store,
+    client: &Client,
+) -> Result<(Generation, Vec<VersionState>), StoreError> {
+    // Sent together, run one after the other.
+    let generation = store.query_one(client, &store.sql.generation, &[]);
+    let states = store.query(client, &store.sql.states, &[]);
+    let (generation, states) = join(generation, states).await;
+    let states = states?.iter().map(rows::version_state).collect::<Result<_, _>>()?;
+    Ok((generation?.get("generation"), states))
+}

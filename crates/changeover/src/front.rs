@@ -1,0 +1,608 @@
+//! The front: what an application holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{Pool, Transaction};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio_postgres::Config;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress};
+use crate::core::{Core, Identity, background_pool};
+use crate::decider::{Decider, WhenNothingIsActive};
+use crate::instances;
+use crate::log::append::{AppendError, Appended, Appending, NewEvents};
+use crate::log::codec;
+use crate::log::read::{self, ReadError, Reader};
+use crate::projector::configuration::Configuration;
+use crate::publisher;
+use crate::registration;
+use crate::replayer::{self, CaughtUp, ReplayError, ReplayProgress};
+use crate::status::{Status, status};
+use crate::store::migrate::{self, MigrateError};
+use crate::store::{Path, Store, StoreError};
+use crate::wake::{Signals, Waker};
+use crate::words::event::{Expected, Recorded};
+use crate::words::names::{ProjectorName, SchemaName, StreamName};
+use crate::words::plan::{Obstacle, Plan};
+use crate::words::position::{Position, Revision};
+use crate::words::readiness::Readiness;
+
+/// Why an instance could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The schema does not fit this release.
+    #[error(transparent)]
+    Schema(#[from] MigrateError),
+    /// What the database knows of a projector contradicts this build.
+    #[error(transparent)]
+    Obstacle(#[from] Obstacle),
+    /// The database did not do as asked.
+    #[error("the database cannot be used")]
+    Store(#[from] StoreError),
+}
+
+/// Sets an instance up. See [`Changeover::builder`].
+#[derive(Debug, Clone)]
+pub struct Builder {
+    config: Config,
+    schema: SchemaName,
+    configuration: Configuration,
+    application: String,
+    application_version: String,
+    address: Option<String>,
+    pool_size: usize,
+    signals: Signals,
+    activation_wait: Duration,
+    when_nothing_is_active: WhenNothingIsActive,
+}
+
+impl Builder {
+    /// Changeover's schema; `changeover` unless set.
+    pub fn schema(mut self, schema: SchemaName) -> Self {
+        self.schema = schema;
+        self
+    }
+
+    /// The projectors of this build.
+    pub fn configuration(mut self, configuration: Configuration) -> Self {
+        self.configuration = configuration;
+        self
+    }
+
+    /// The application's name and version, for people and for the list of instances.
+    pub fn application(mut self, name: &str, version: &str) -> Self {
+        name.clone_into(&mut self.application);
+        version.clone_into(&mut self.application_version);
+        self
+    }
+
+    /// Where other instances reach this one, for instance `http://10.0.0.7:8080`.
+    pub fn address(mut self, address: &str) -> Self {
+        self.address = Some(address.to_owned());
+        self
+    }
+
+    /// How many connections the application's own pool has at most; 16 unless set. Publishing has four more of its own,
+    /// and the instance two: one to decide on, one to listen on.
+    pub fn pool_size(mut self, size: usize) -> Self {
+        self.pool_size = size;
+        self
+    }
+
+    /// Which signals wake the publisher; all unless set.
+    pub fn signals(mut self, signals: Signals) -> Self {
+        self.signals = signals;
+        self
+    }
+
+    /// How long an append waits while a projector is being switched; two seconds unless set.
+    pub fn activation_wait(mut self, wait: Duration) -> Self {
+        self.activation_wait = wait;
+        self
+    }
+
+    /// What to do while nothing was ever activated; [`WhenNothingIsActive::AssumeOurs`] unless set.
+    pub fn when_nothing_is_active(mut self, what: WhenNothingIsActive) -> Self {
+        self.when_nothing_is_active = what;
+        self
+    }
+
+    /// Brings Changeover's schema up to date. Any number of processes may do so at once. Returns what was applied.
+    pub async fn migrate(&self) -> Result<Vec<i32>, MigrateError> {
+        migrate::migrate(&self.config, &self.schema).await
+    }
+
+    /// Connects and checks: the schema against this release, the projectors against what the database knows of them.
+    /// Starts nothing; see [`Changeover::start`].
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be reached; the schema is older, or newer and breaking; a projector's version was registered
+    /// with another definition.
+    pub async fn connect(self) -> Result<Changeover, ConnectError> {
+        const BACKGROUND_POOL: usize = 4;
+        let mut config = self.config;
+        if config.get_application_name().is_none() {
+            config.application_name(format!("{} {}", self.application, self.application_version));
+        }
+        migrate::check(&config, &self.schema).await?;
+        let store = Arc::new(Store::open(config, self.schema, self.pool_size).await?);
+        let client = store.client().await?;
+        let registry = registration::registry(&store, &*client.as_ref()).await?;
+        if let Some(obstacle) = registration::obstacles(&self.configuration, &registry).next() {
+            return Err(obstacle.into());
+        }
+        drop(client);
+        let decider = Decider::new(store.clone(), self.configuration.clone(), self.when_nothing_is_active);
+        let background = background_pool(&store, BACKGROUND_POOL)?;
+        Ok(Changeover {
+            core: Arc::new(Core {
+                store,
+                configuration: self.configuration,
+                decider,
+                waker: Waker::new(),
+                states_changed: Waker::new(),
+                announce: tokio::sync::Notify::new(),
+                published: Waker::new(),
+                signals: self.signals,
+                activation_wait: self.activation_wait,
+                background,
+                identity: Identity {
+                    id: Uuid::now_v7(),
+                    application: self.application,
+                    application_version: self.application_version,
+                    address: self.address,
+                },
+            }),
+        })
+    }
+}
+
+/// An instance: appends, reads, publishes, replays and activates. Cheap to clone.
+///
+/// ```no_run
+/// use changeover::{Changeover, Configuration, Expected};
+///
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// enum OrderEvent {
+///     OrderPlaced { customer: String },
+/// }
+///
+/// # async fn example(configuration: Configuration) -> Result<(), Box<dyn std::error::Error>> {
+/// let builder = Changeover::builder("host=localhost dbname=shop".parse()?)
+///     .application("shop", "2.3.0")
+///     .configuration(configuration);
+/// builder.migrate().await?;
+/// let changeover = builder.connect().await?;
+/// let running = changeover.start();
+///
+/// let placed = OrderEvent::OrderPlaced { customer: "Ada".into() };
+/// changeover.append(&"order-1".parse()?, Expected::NoStream, &[placed]).await?;
+///
+/// running.stop().await;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Changeover {
+    pub(crate) core: Arc<Core>,
+}
+
+impl Changeover {
+    /// Begins to set an instance up for the database that `config` names.
+    pub fn builder(config: Config) -> Builder {
+        Builder {
+            config,
+            schema: SchemaName::default(),
+            configuration: Configuration::new(),
+            application: "application".to_owned(),
+            application_version: "0.0.0".to_owned(),
+            address: None,
+            pool_size: 16,
+            signals: Signals::default(),
+            activation_wait: Duration::from_secs(2),
+            when_nothing_is_active: WhenNothingIsActive::default(),
+        }
+    }
+
+    /// Starts what an instance does by itself: publish to its background projectors, watch its readiness, and say that it
+    /// is there. Runs until [`Running::stop`]; if the returned value is dropped, the tasks are told to stop as well.
+    pub fn start(&self) -> Running {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(crate::watch::watch(self.core.clone(), stop.clone()));
+        tasks.spawn(instances::heartbeat(self.core.clone(), stop.clone()));
+        publisher::start(&self.core, &tasks, &stop);
+        tasks.close();
+        Running { tasks, _guard: stop.clone().drop_guard(), stop }
+    }
+
+    /// The application's pool: for its own tables, and for transactions in which it appends.
+    ///
+    /// A connection comes back from it without settings, session locks or an open transaction; checking that costs one
+    /// round trip for each time a connection is taken.
+    pub fn pool(&self) -> &Pool {
+        &self.core.store.pool
+    }
+
+    /// What was found between this process and the server.
+    pub fn path(&self) -> Path {
+        self.core.store.path
+    }
+
+    /// Wakes the publisher: for signals of the host's own.
+    pub fn waker(&self) -> Waker {
+        self.core.waker.clone()
+    }
+
+    /// The id of this instance, as in the list of instances.
+    pub fn instance_id(&self) -> Uuid {
+        self.core.identity.id
+    }
+
+    // --- the log ----------------------------------------------------------------------------------------------------
+
+    /// Appends events to a stream, in a transaction of its own.
+    ///
+    /// One round trip; two where inline projectors handle the events.
+    ///
+    /// # Errors
+    ///
+    /// See [`AppendError`]. Nothing was written.
+    pub async fn append<E: Serialize>(
+        &self,
+        stream: &StreamName,
+        expected: Expected,
+        events: &[E],
+    ) -> Result<Appended, AppendError> {
+        self.append_alone(stream, expected, &NewEvents::encode(events, None)?).await
+    }
+
+    /// Like [`append`](Self::append), with metadata for each of the events: who, why, because of what.
+    pub async fn append_with<E: Serialize>(
+        &self,
+        stream: &StreamName,
+        expected: Expected,
+        events: &[E],
+        metadata: &impl Serialize,
+    ) -> Result<Appended, AppendError> {
+        let metadata = codec::encode_metadata(metadata)?;
+        self.append_alone(stream, expected, &NewEvents::encode(events, Some(metadata))?).await
+    }
+
+    async fn append_alone(
+        &self,
+        stream: &StreamName,
+        expected: Expected,
+        new: &NewEvents,
+    ) -> Result<Appended, AppendError> {
+        let mut client = self.core.store.client().await?;
+        let appended = self.appending(stream, expected, new).alone(&mut client).await?;
+        self.core.appended();
+        Ok(appended)
+    }
+
+    /// Appends events to a stream inside the caller's transaction, whatever its isolation level.
+    ///
+    /// One round trip; two where inline projectors handle the events. The caller commits, soon: while the transaction is
+    /// open, readers of the log stop before its events, and an activation waits for it.
+    ///
+    /// # Errors
+    ///
+    /// See [`AppendError`]. Roll the transaction back.
+    pub async fn append_in<E: Serialize>(
+        &self,
+        tx: &Transaction<'_>,
+        stream: &StreamName,
+        expected: Expected,
+        events: &[E],
+    ) -> Result<Appended, AppendError> {
+        self.append_within(tx, stream, expected, &NewEvents::encode(events, None)?).await
+    }
+
+    /// Like [`append_in`](Self::append_in), with metadata for each of the events.
+    pub async fn append_in_with<E: Serialize>(
+        &self,
+        tx: &Transaction<'_>,
+        stream: &StreamName,
+        expected: Expected,
+        events: &[E],
+        metadata: &impl Serialize,
+    ) -> Result<Appended, AppendError> {
+        let metadata = codec::encode_metadata(metadata)?;
+        self.append_within(tx, stream, expected, &NewEvents::encode(events, Some(metadata))?).await
+    }
+
+    async fn append_within(
+        &self,
+        tx: &Transaction<'_>,
+        stream: &StreamName,
+        expected: Expected,
+        new: &NewEvents,
+    ) -> Result<Appended, AppendError> {
+        let appended = self.appending(stream, expected, new).within(tx).await?;
+        // It is not committed yet: whoever looks now sees it in flight, and looks again soon.
+        self.core.appended();
+        Ok(appended)
+    }
+
+    fn appending<'a>(
+        &'a self,
+        stream: &'a StreamName,
+        expected: Expected,
+        new: &'a NewEvents,
+    ) -> Appending<'a> {
+        let Core { store, decider, activation_wait, .. } = &*self.core;
+        Appending { store, decider, activation_wait: *activation_wait, stream, expected, new }
+    }
+
+    /// The events of a stream after a revision, at most `limit`.
+    pub async fn read_stream<E: DeserializeOwned>(
+        &self,
+        stream: &StreamName,
+        after: Revision,
+        limit: usize,
+    ) -> Result<Vec<Recorded<E>>, ReadError> {
+        let client = self.core.store.client().await?;
+        read::stream(&self.core.store, &client, stream, after, limit).await
+    }
+
+    /// Like [`read_stream`](Self::read_stream), inside a transaction.
+    pub async fn read_stream_in<E: DeserializeOwned>(
+        &self,
+        tx: &Transaction<'_>,
+        stream: &StreamName,
+        after: Revision,
+        limit: usize,
+    ) -> Result<Vec<Recorded<E>>, ReadError> {
+        read::stream(&self.core.store, tx, stream, after, limit).await
+    }
+
+    /// Reads the whole log after a position, in batches of at most `batch` events, up to the horizon.
+    pub fn read(&self, after: Position, batch: usize) -> Reader {
+        Reader::new(self.core.store.clone(), after, batch)
+    }
+
+    /// The position at and below which no append is in flight any more.
+    pub async fn horizon(&self) -> Result<Position, StoreError> {
+        let client = self.core.store.client().await?;
+        Ok(crate::horizon::look(&self.core.store, &client).await?.horizon)
+    }
+
+    // --- read models ------------------------------------------------------------------------------------------------
+
+    /// Waits until a projector's rows hold everything up to a position: to read one's own writes.
+    ///
+    /// # Errors
+    ///
+    /// The projector is none of ours, is stalled, or did not get there in time.
+    pub async fn wait_for(
+        &self,
+        projector: &ProjectorName,
+        position: Position,
+        timeout: Duration,
+    ) -> Result<(), WaitError> {
+        let registered = self
+            .core
+            .configuration
+            .projectors
+            .get(projector)
+            .ok_or_else(|| WaitError::NotOurs(projector.clone()))?;
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut published = self.core.published.register();
+        let mut pause = Duration::from_millis(2);
+        loop {
+            let client = self.core.background().await?;
+            let sql = &self.core.store.sql.reached;
+            let params: [&(dyn postgres_types::ToSql + Sync); 4] =
+                [&projector.as_str(), &registered.major(), &position, &registered.event_types];
+            let row = self.core.store.query_opt(&client, sql, &params).await?;
+            drop(client);
+            let at = match &row {
+                Some(row) if row.get("reached") => return Ok(()),
+                Some(row) => row.get("position"),
+                None => Position::START,
+            };
+            if let Some(error) = row.and_then(|row| row.get::<_, Option<String>>("error")) {
+                return Err(WaitError::Stalled { projector: projector.clone(), error });
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(WaitError::Timeout {
+                    projector: projector.clone(),
+                    at,
+                    wanted: position,
+                    after: timeout,
+                });
+            }
+            tokio::select! {
+                () = published.woken() => {}
+                () = tokio::time::sleep(pause) => pause = Duration::from_millis(50).min(pause * 2),
+                () = tokio::time::sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    /// The schema that holds the tables of a projector of this build.
+    pub fn tables_schema(&self, projector: &ProjectorName) -> Option<&str> {
+        self.core.configuration.projectors.get(projector).map(|registered| registered.schema.as_str())
+    }
+
+    // --- readiness --------------------------------------------------------------------------------------------------
+
+    /// Whether this instance may take traffic, as it knows right now. Costs no query; kept fresh by [`start`](Self::start).
+    pub fn readiness(&self) -> Readiness {
+        self.core.decider.readiness().borrow().clone()
+    }
+
+    /// The readiness, and whenever it changes.
+    pub fn watch_readiness(&self) -> watch::Receiver<Readiness> {
+        self.core.decider.readiness()
+    }
+
+    // --- operations -------------------------------------------------------------------------------------------------
+
+    /// Everything at a glance, read without any lock.
+    pub async fn status(&self) -> Result<Status, StoreError> {
+        let client = self.core.store.single().await?;
+        status(&self.core.store, &client).await
+    }
+
+    /// What activating this configuration would do, and what stands in its way.
+    pub async fn plan(&self) -> Result<Plan, StoreError> {
+        activation::plan_for(&self.core).await
+    }
+
+    /// Feeds history to one projector of this configuration, beside the version that is active, until at most
+    /// `lag_events` are left. Goes on where an earlier call stopped.
+    pub async fn replay(
+        &self,
+        projector: &ProjectorName,
+        requested_by: &str,
+        lag_events: i64,
+        on_progress: &(dyn Fn(&ReplayProgress) + Send + Sync),
+    ) -> Result<CaughtUp, ReplayError> {
+        let registered = self
+            .core
+            .configuration
+            .projectors
+            .get(projector)
+            .ok_or_else(|| ReplayError::NotOurs(projector.clone()))?;
+        replayer::replay(&self.core, registered, requested_by, lag_events, None, on_progress).await
+    }
+
+    /// Makes this configuration the active one: replays what has to be replayed, catches up, and switches all projectors
+    /// at one moment.
+    pub async fn activate(
+        &self,
+        options: &ActivateOptions,
+        on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
+    ) -> Result<Activated, ActivateError> {
+        activation::activate(&self.core, options, on_progress).await
+    }
+
+    /// Ends every activation that has not switched yet; the active configuration stays. Returns their numbers.
+    pub async fn abort(&self, requested_by: &str) -> Result<Vec<i64>, StoreError> {
+        let client = self.core.store.single().await?;
+        let reason = format!("aborted by {requested_by}");
+        activation::give_back(&self.core.store, &client, None, "aborted", &reason, false).await
+    }
+
+    /// Retires one projector without another version in its place, by the same pause as an activation. Its tables and its
+    /// checkpoint are kept.
+    pub async fn deactivate(
+        &self,
+        projector: &ProjectorName,
+        options: &ActivateOptions,
+    ) -> Result<Activated, ActivateError> {
+        activation::deactivate(&self.core, projector, options).await
+    }
+
+    /// Lets a stalled projector try again. Returns whether it was stalled.
+    pub async fn retry(&self, projector: &ProjectorName) -> Result<bool, StoreError> {
+        let client = self.core.store.single().await?;
+        let rows = self.core.store.query(&client, &self.core.store.sql.retry, &[&projector.as_str()]).await?;
+        self.core.waker.wake();
+        Ok(!rows.is_empty())
+    }
+
+    /// Moves a stalled projector past the event that stalls it. That event is never projected into it, and is written
+    /// down as skipped.
+    ///
+    /// # Errors
+    ///
+    /// The projector is not stalled, or at another position.
+    pub async fn skip(
+        &self,
+        projector: &ProjectorName,
+        position: Position,
+        requested_by: &str,
+    ) -> Result<(), SkipError> {
+        let client = self.core.store.single().await?;
+        let sql = &self.core.store.sql;
+        let params: [&(dyn postgres_types::ToSql + Sync); 3] =
+            [&projector.as_str(), &position, &requested_by];
+        if self.core.store.query(&client, &sql.skip, &params).await?.is_empty() {
+            let stalls = self.core.store.query(&client, &sql.stalls, &[&projector.as_str()]).await?;
+            let stalled_at = stalls.first().and_then(|row| row.get::<_, Option<Position>>("error_position"));
+            return Err(SkipError::NotStalledThere { projector: projector.clone(), position, stalled_at });
+        }
+        self.core.waker.wake();
+        Ok(())
+    }
+}
+
+/// Why waiting for a projector ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// The configuration holds no such projector.
+    #[error("this build registers no projector {0}")]
+    NotOurs(ProjectorName),
+    /// It stands still at an event that it cannot project.
+    #[error("{projector} is stalled: {error}")]
+    Stalled {
+        /// The projector.
+        projector: ProjectorName,
+        /// What stalled it.
+        error: String,
+    },
+    /// It did not get there in time.
+    #[error("{projector} is at position {at} after {after:?}, not at {wanted} yet")]
+    Timeout {
+        /// The projector.
+        projector: ProjectorName,
+        /// Where it is.
+        at: Position,
+        /// Where it should be.
+        wanted: Position,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The database did not do as asked.
+    #[error("the database refused")]
+    Store(#[from] StoreError),
+}
+
+/// Why nothing was skipped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SkipError {
+    /// Only the event that stalls a projector can be skipped.
+    #[error("{projector} is not stalled at position {position}{}: nothing was skipped", stalled_elsewhere(*.stalled_at))]
+    NotStalledThere {
+        /// The projector.
+        projector: ProjectorName,
+        /// Where it was believed to be stalled.
+        position: Position,
+        /// Where it is stalled, if it is.
+        stalled_at: Option<Position>,
+    },
+    /// The database did not do as asked.
+    #[error("the database refused")]
+    Store(#[from] StoreError),
+}
+
+fn stalled_elsewhere(at: Option<Position>) -> String {
+    at.map_or_else(String::new, |at| format!(", but at {at}"))
+}
+
+/// What an instance does by itself.
+#[derive(Debug)]
+pub struct Running {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    _guard: tokio_util::sync::DropGuard,
+}
+
+impl Running {
+    /// Tells the tasks to stop and waits for them: a batch in flight is finished, the instance says goodbye.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}

@@ -1,0 +1,64 @@
+//! Zero-downtime upgrades of event-sourced applications on PostgreSQL.
+//!
+//! An application keeps an append-only log of events and derives read models from it with *projectors*. With Changeover the
+//! old and the new version of a projector run side by side: the new one is replayed beside the live one, and at one moment
+//! all projectors of a configuration switch. Old code notices by itself, since every append and every published batch is
+//! admitted only under the configuration that is active.
+//!
+//! Start at [`Changeover`]; write projectors as [`FoldProjector`] or [`SqlProjector`]; put them into a [`Configuration`].
+
+// `#[derive(Row)]` names this crate, also where it is used inside.
+#[allow(unused_extern_crates)]
+extern crate self as changeover;
+
+mod activation;
+mod admission;
+mod core;
+mod decider;
+mod front;
+mod horizon;
+mod instances;
+mod log;
+mod projector;
+mod publisher;
+mod registration;
+mod replayer;
+mod status;
+mod step;
+mod store;
+mod wake;
+mod watch;
+mod words;
+
+pub use changeover_derive::Row;
+pub use deadpool_postgres::{Pool, Transaction};
+pub use postgres_types::{ToSql, Type};
+pub use {deadpool_postgres, semver, tokio_postgres};
+
+pub use crate::activation::{ActivateError, ActivateOptions, Activated, ActivationProgress, Blocker, Holds};
+pub use crate::decider::WhenNothingIsActive;
+pub use crate::front::{Builder, Changeover, ConnectError, Running, SkipError, WaitError};
+pub use crate::instances::Instance;
+pub use crate::log::append::{AppendError, Appended};
+pub use crate::log::codec::EncodeError;
+pub use crate::log::read::{ReadError, Reader};
+pub use crate::projector::configuration::{Configuration, ConfigurationError};
+pub use crate::projector::fold::{Fold, FoldProjector, FoldTables};
+pub use crate::projector::row::{Column, ColumnDefinition, Key, Row};
+pub use crate::projector::sql::{Batch, SqlProjector};
+pub use crate::projector::{BoxError, ProjectError};
+pub use crate::registration::RegisterError;
+pub use crate::replayer::{CaughtUp, ReplayError, ReplayProgress};
+pub use crate::status::{OpenActivation, ProjectorStatus, Stall, Status, TablesStatus};
+pub use crate::store::migrate::MigrateError;
+pub use crate::store::{Path, StoreError};
+pub use crate::wake::{Signals, Waker};
+pub use crate::words::decision::{NotFed, Refused, Verdict, VersionState, Versions, decide};
+pub use crate::words::event::{Expected, RawEvent, Recorded};
+pub use crate::words::fingerprint::Fingerprint;
+pub use crate::words::names::{InvalidName, ProjectorName, SchemaName, StreamName};
+pub use crate::words::plan::{Known, KnownTables, Obstacle, Plan, Step, Target, plan};
+pub use crate::words::position::{Generation, Position, Revision};
+pub use crate::words::readiness::{Readiness, ReadyState};
+pub use crate::words::state::{Delivery, IllegalMove, Move, ProjectorState};
+pub use crate::words::version::{Difference, difference};

@@ -1,0 +1,457 @@
+//! Append: lease, admission, positions, in one statement; and inline projectors around it, in two round trips.
+//!
+//! What is sent together is run one after the other by the server: locks on the keys of inline rows, then the append (whose
+//! positions are drawn once the keys are ours), then the rows as the writer before us left them. They are folded here, and
+//! the second round trip writes them.
+
+use std::time::{Duration, SystemTime};
+
+use deadpool_postgres::{Client, Transaction};
+use futures_util::future::{join, join_all, join3};
+use postgres_types::{Json, ToSql};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio_postgres::Row;
+
+use super::codec::{self, EncodeError};
+use crate::decider::{DecideError, Decided, Decider};
+use crate::projector::{Decoded, Load, ProjectError, Registered};
+use crate::store::{On, Ready, Store, StoreError};
+use crate::words::decision::Refused;
+use crate::words::event::{Expected, RawEvent, Recorded};
+use crate::words::names::{ProjectorName, StreamName};
+use crate::words::position::{Generation, Position, Revision};
+
+/// What an append wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The positions of the events, in order. They need not follow one another directly.
+    pub positions: Vec<Position>,
+    /// The stream's newest revision afterwards.
+    pub revision: Revision,
+}
+
+impl Appended {
+    /// The position of the last event: what to wait for in order to read one's own writes. None if nothing was appended.
+    pub fn last(&self) -> Option<Position> {
+        self.positions.last().copied()
+    }
+}
+
+/// Why nothing was appended. Except for the last three, the caller's transaction is as it was before.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// The instance's configuration is not the active one.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The stream is not where the writer believed it to be.
+    #[error(
+        "stream {stream:?}: expected {expected}, found revision {found} or newer; read it again and decide anew"
+    )]
+    Conflict {
+        /// The stream.
+        stream: StreamName,
+        /// What was expected.
+        expected: Expected,
+        /// The newest revision that was seen; 0 where there is no stream.
+        found: Revision,
+    },
+    /// An event cannot be written down.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The events are too large to be appended at once.
+    #[error("{bytes} bytes of events in one append are more than the limit of {limit}: split them")]
+    TooLarge {
+        /// What was to be appended.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// An inline projector could not project the events. The transaction is to be rolled back.
+    #[error("inline projector {projector} could not project the events; roll the transaction back")]
+    Projector {
+        /// The projector.
+        projector: ProjectorName,
+        /// Why.
+        #[source]
+        source: ProjectError,
+    },
+    /// Another writer of the stream kept winning. The transaction is to be rolled back, and may be run again.
+    #[error(
+        "stream {stream:?}: another writer appended at the same moment; roll the transaction back and run it again"
+    )]
+    Contended {
+        /// The stream.
+        stream: StreamName,
+    },
+    /// The database did not do as asked. The transaction is to be rolled back.
+    #[error("the database refused the append")]
+    Store(#[from] StoreError),
+}
+
+impl AppendError {
+    /// Whether the same transaction, rolled back and run again, may well succeed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Refused(refused) => refused.is_retryable(),
+            Self::Contended { .. } => true,
+            Self::Store(error) => error.is_retryable(),
+            Self::Projector { source, .. } => source.is_retryable(),
+            Self::Conflict { .. } | Self::Encode(_) | Self::TooLarge { .. } => false,
+        }
+    }
+}
+
+impl From<DecideError> for AppendError {
+    fn from(error: DecideError) -> Self {
+        match error {
+            DecideError::Refused(refused) => Self::Refused(refused),
+            DecideError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+/// Of one append. PostgreSQL's own limit for a message is one gigabyte.
+const MAX_BYTES: usize = 256 << 20;
+
+/// Row keys are locked by bucket, so that an append of any size holds a bounded number of locks.
+const KEY_BUCKETS: u64 = 256;
+
+/// Events ready to be sent.
+#[derive(Debug)]
+pub(crate) struct NewEvents {
+    types: Vec<String>,
+    data: Vec<Box<RawValue>>,
+    metadata: Option<Box<RawValue>>,
+}
+
+impl NewEvents {
+    pub(crate) fn encode<E: Serialize>(
+        events: &[E],
+        metadata: Option<Box<RawValue>>,
+    ) -> Result<Self, AppendError> {
+        let mut types = Vec::with_capacity(events.len());
+        let mut data = Vec::with_capacity(events.len());
+        let mut bytes = 0;
+        for event in events {
+            let encoded = codec::encode(event)?;
+            bytes += encoded.event_type.len() + encoded.data.get().len();
+            bytes += metadata.as_ref().map_or(0, |metadata| metadata.get().len());
+            types.push(encoded.event_type);
+            data.push(encoded.data);
+        }
+        if bytes > MAX_BYTES {
+            return Err(AppendError::TooLarge { bytes, limit: MAX_BYTES });
+        }
+        Ok(Self { types, data, metadata })
+    }
+
+    /// The events as projectors read them, before the log has given them their places.
+    fn unplaced(&self, stream: &StreamName) -> Result<Vec<RawEvent>, AppendError> {
+        let metadata: Option<serde_json::Value> = match &self.metadata {
+            Some(metadata) => Some(
+                serde_json::from_str(metadata.get())
+                    .map_err(|source| EncodeError::Json { event_type: "metadata".to_owned(), source })?,
+            ),
+            None => None,
+        };
+        let events = self.types.iter().zip(&self.data);
+        Ok(events
+            .map(|(event_type, data)| RawEvent {
+                event_type: event_type.clone(),
+                recorded: Recorded {
+                    position: Position::START,
+                    stream: stream.clone(),
+                    revision: Revision::default(),
+                    recorded_at: SystemTime::UNIX_EPOCH,
+                    metadata: metadata.clone(),
+                    data: data.clone(),
+                },
+            })
+            .collect())
+    }
+}
+
+/// What one append is about, and with what it is done.
+pub(crate) struct Appending<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) decider: &'a Decider,
+    pub(crate) activation_wait: Duration,
+    pub(crate) stream: &'a StreamName,
+    pub(crate) expected: Expected,
+    pub(crate) new: &'a NewEvents,
+}
+
+/// What the server said to one try.
+enum Tried {
+    Appended(Appended),
+    /// The generation is not the one decided upon; whether a lease was taken all the same.
+    Stale {
+        seen: Generation,
+        leased: bool,
+    },
+}
+
+impl Appending<'_> {
+    /// Inside the caller's transaction.
+    pub(crate) async fn within(&self, tx: &Transaction<'_>) -> Result<Appended, AppendError> {
+        let mut decided = self.decider.admit(self.activation_wait).await?;
+        loop {
+            match self.attempt(On::from(tx), &decided).await? {
+                Tried::Appended(appended) => return Ok(appended),
+                Tried::Stale { seen, leased } => {
+                    decided = self.decider.after(seen).await?;
+                    // An activation waits for this transaction's lease, so the transaction must not wait for the
+                    // activation.
+                    let holds_lease = leased || self.holds_lease(tx).await?;
+                    let wait = if holds_lease { Duration::ZERO } else { self.activation_wait };
+                    decided = match &decided.verdict {
+                        crate::words::decision::Verdict::Admitted { .. } => decided,
+                        _ => self.decider.admit(wait).await?,
+                    };
+                }
+            }
+        }
+    }
+
+    async fn holds_lease(&self, tx: &Transaction<'_>) -> Result<bool, StoreError> {
+        Ok(self.store.query_one(tx, &self.store.sql.holds_lease, &[]).await?.get("held"))
+    }
+
+    /// In a transaction of its own: one round trip without inline projectors, two with.
+    pub(crate) async fn alone(&self, client: &mut Client) -> Result<Appended, AppendError> {
+        loop {
+            let decided = self.decider.admit(self.activation_wait).await?;
+            let inline = decided.inline.iter().filter(|p| self.new.types.iter().any(|ty| p.handles(ty)));
+            let mut inline = inline.map(|p| p.projector.needs_transaction()).peekable();
+            let between = inline.peek().is_some() || self.expected == Expected::Any;
+            let tried = if inline.any(|needs_transaction| needs_transaction) {
+                self.attempt_in_transaction(client, &decided).await?
+            } else if between {
+                self.attempt_between(client, &decided).await?
+            } else {
+                self.attempt(On::from(&*client), &decided).await?
+            };
+            match tried {
+                Tried::Appended(appended) => return Ok(appended),
+                Tried::Stale { seen, .. } => drop(self.decider.after(seen).await?),
+            }
+        }
+    }
+
+    /// One try in a transaction, for projectors that want it in hand.
+    async fn attempt_in_transaction(
+        &self,
+        client: &mut Client,
+        decided: &Decided,
+    ) -> Result<Tried, AppendError> {
+        let tx = client.transaction().await.map_err(StoreError::from)?;
+        let tried = self.attempt(On::from(&tx), decided).await?;
+        if let Tried::Appended(_) = tried {
+            tx.commit().await.map_err(StoreError::from)?;
+        }
+        Ok(tried)
+    }
+
+    /// One try between BEGIN and COMMIT, which are sent along with the rest.
+    async fn attempt_between(&self, client: &mut Client, decided: &Decided) -> Result<Tried, AppendError> {
+        // Were this future dropped halfway, the pool would find the transaction open and throw the connection away.
+        let client = &*client;
+        let (begin, tried) =
+            join(client.batch_execute("BEGIN"), self.attempt(On::from(client), decided)).await;
+        begin.map_err(StoreError::from)?;
+        match tried {
+            Ok(Tried::Appended(appended)) => {
+                client.batch_execute("COMMIT").await.map_err(StoreError::from)?;
+                Ok(Tried::Appended(appended))
+            }
+            not_appended => {
+                client.batch_execute("ROLLBACK").await.map_err(StoreError::from)?;
+                not_appended
+            }
+        }
+    }
+
+    async fn attempt(&self, on: On<'_>, decided: &Decided) -> Result<Tried, AppendError> {
+        let inline = Inline::decode(self, decided)?;
+        let buckets = inline.buckets();
+        let sql = &self.store.sql;
+
+        // Everything is made ready first: from here on nothing waits between one statement and the next.
+        let append = self.store.ready(on, &sql.append).await?;
+        let lock_stream = match self.expected {
+            Expected::Any => Some(self.store.ready(on, &sql.lock_stream).await?),
+            _ => None,
+        };
+        let lock_keys = match buckets.is_empty() {
+            true => None,
+            false => Some(self.store.ready(on, &sql.lock_keys).await?),
+        };
+        let loads = inline.loads();
+        let mut ready_loads = Vec::with_capacity(loads.len());
+        for load in &loads {
+            ready_loads.push(self.store.ready(on, load.sql).await?);
+        }
+
+        let stream = self.stream.as_str();
+        let data: Vec<Json<&RawValue>> = self.new.data.iter().map(|data| Json(&**data)).collect();
+        let metadata = vec![self.new.metadata.as_deref().map(Json); data.len()];
+        let expected = self.expected.revision();
+        let params: [&(dyn ToSql + Sync); 6] =
+            [&decided.generation, &stream, &expected, &self.new.types, &data, &metadata];
+        let locks = async {
+            // The stream before the keys, as in every append.
+            let (stream, keys) = join(
+                optional(lock_stream.as_ref(), on, &[&stream]),
+                optional(lock_keys.as_ref(), on, &[&buckets]),
+            )
+            .await;
+            stream.and(keys)
+        };
+        let loaded = join_all(ready_loads.iter().zip(&loads).map(|(ready, load)| async move {
+            let params: Vec<&(dyn ToSql + Sync)> = load.params.iter().map(|param| &**param as _).collect();
+            ready.query(on, &params).await
+        }));
+        let (locked, row, loaded) = join3(locks, append.query(on, &params), loaded).await;
+        drop(loads);
+        locked?;
+        let row = match row {
+            Ok(rows) => rows.into_iter().next().expect("BUG: append gives one row"),
+            Err(error) => return Err(self.contended(error)),
+        };
+        match self.outcome(&row, decided)? {
+            stale @ Tried::Stale { .. } => Ok(stale),
+            Tried::Appended(appended) => {
+                let loaded = loaded.into_iter().collect::<Result<Vec<_>, _>>()?;
+                inline.apply(self, on, &appended, row.get("recorded_at"), loaded).await?;
+                Ok(Tried::Appended(appended))
+            }
+        }
+    }
+
+    fn outcome(&self, row: &Row, decided: &Decided) -> Result<Tried, AppendError> {
+        let seen: Generation = row.get("generation");
+        let Some(found) = row.get::<_, Option<Revision>>("found").filter(|_| seen == decided.generation)
+        else {
+            return Ok(Tried::Stale { seen, leased: row.get("leased") });
+        };
+        if self.expected.revision().is_some_and(|expected| expected != found) {
+            return Err(self.conflict(found));
+        }
+        let positions: Vec<Position> = row.get::<_, Option<Vec<Position>>>("positions").unwrap_or_default();
+        assert_eq!(positions.len(), self.new.types.len(), "BUG: an append wrote another number of events");
+        let count = i64::try_from(positions.len()).unwrap_or(i64::MAX);
+        Ok(Tried::Appended(Appended { positions, revision: Revision::new(found.get() + count) }))
+    }
+
+    fn conflict(&self, found: Revision) -> AppendError {
+        AppendError::Conflict { stream: self.stream.clone(), expected: self.expected, found }
+    }
+
+    /// Two writers of one stream at the same moment: the unique constraint tells the later one.
+    fn contended(&self, error: StoreError) -> AppendError {
+        let constraint = match &error {
+            StoreError::Database(error) => error.as_db_error().and_then(|db| db.constraint()),
+            _ => None,
+        };
+        if constraint != Some("events_stream_revision") {
+            if error.is_disconnect() {
+                self.decider.forget();
+            }
+            return error.into();
+        }
+        match self.expected.revision() {
+            // The other one wrote the very next revision, at least.
+            Some(expected) => self.conflict(Revision::new(expected.get() + 1)),
+            None => AppendError::Contended { stream: self.stream.clone() },
+        }
+    }
+}
+
+async fn optional(
+    ready: Option<&Ready<'_>>,
+    on: On<'_>,
+    params: &[&(dyn ToSql + Sync)],
+) -> Result<(), StoreError> {
+    match ready {
+        Some(ready) => ready.query(on, params).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The inline projectors that an append feeds.
+struct Inline<'d> {
+    events: Vec<RawEvent>,
+    batches: Vec<InlineBatch<'d>>,
+}
+
+struct InlineBatch<'d> {
+    registered: &'d Registered,
+    /// Which of the append's events are of its types.
+    picked: Vec<usize>,
+    decoded: Box<dyn Decoded + 'd>,
+}
+
+impl<'d> Inline<'d> {
+    fn decode(appending: &Appending<'_>, decided: &'d Decided) -> Result<Self, AppendError> {
+        if decided.inline.is_empty() {
+            return Ok(Self { events: Vec::new(), batches: Vec::new() });
+        }
+        let events = appending.new.unplaced(appending.stream)?;
+        let mut batches = Vec::new();
+        for registered in &decided.inline {
+            let picked: Vec<usize> =
+                (0..events.len()).filter(|at| registered.handles(&events[*at].event_type)).collect();
+            if picked.is_empty() {
+                continue;
+            }
+            let own: Vec<RawEvent> = picked.iter().map(|at| events[*at].clone()).collect();
+            let decoded = registered.projector.decode(&own).map_err(|source| failed(registered, source))?;
+            batches.push(InlineBatch { registered, picked, decoded });
+        }
+        Ok(Self { events, batches })
+    }
+
+    /// In one sorted order, whatever the order of the events: two appends cannot wait for one another.
+    fn buckets(&self) -> Vec<i32> {
+        let locks = self.batches.iter().flat_map(|batch| batch.decoded.row_locks());
+        let mut buckets: Vec<i32> =
+            locks.map(|lock| i32::try_from(lock % KEY_BUCKETS).expect("a small number")).collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        buckets
+    }
+
+    fn loads(&self) -> Vec<Load<'_>> {
+        self.batches.iter().flat_map(|batch| batch.decoded.loads()).collect()
+    }
+
+    async fn apply(
+        mut self,
+        appending: &Appending<'_>,
+        on: On<'_>,
+        appended: &Appended,
+        recorded_at: SystemTime,
+        loaded: Vec<Vec<Row>>,
+    ) -> Result<(), AppendError> {
+        let first = appended.revision.get() - i64::try_from(appended.positions.len()).unwrap_or(i64::MAX) + 1;
+        for ((event, position), revision) in self.events.iter_mut().zip(&appended.positions).zip(first..) {
+            event.recorded.position = *position;
+            event.recorded.revision = Revision::new(revision);
+            event.recorded.recorded_at = recorded_at;
+        }
+        let mut loaded = loaded.into_iter();
+        for InlineBatch { registered, picked, mut decoded } in self.batches {
+            let placed: Vec<RawEvent> = picked.iter().map(|at| self.events[*at].clone()).collect();
+            decoded.place(&placed);
+            let own = loaded.by_ref().take(decoded.loads().len()).collect();
+            decoded.apply(on, appending.store, own).await.map_err(|source| failed(registered, source))?;
+        }
+        Ok(())
+    }
+}
+
+fn failed(registered: &Registered, source: ProjectError) -> AppendError {
+    AppendError::Projector { projector: registered.target.projector.clone(), source }
+}

@@ -1,0 +1,5 @@
+//! The log: append and read.
+
+pub(crate) mod append;
+pub(crate) mod codec;
+pub(crate) mod read;

@@ -1,0 +1,127 @@
+//! The configuration: the set of projectors with their versions that one build of the application registers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use semver::Version;
+use serde::de::DeserializeOwned;
+
+use super::fold::{FoldProjector, Folding};
+use super::sql::{Running, SqlProjector};
+use super::{Project, Registered};
+use crate::log::codec::event_types;
+use crate::words::decision::Versions;
+use crate::words::fingerprint::Fingerprint;
+use crate::words::names::{InvalidName, ProjectorName};
+use crate::words::plan::Target;
+use crate::words::state::Delivery;
+
+/// Why a projector cannot be part of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigurationError {
+    /// Its name is not one.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// A projector of that name is registered already.
+    #[error("projector {0} is registered twice")]
+    Twice(ProjectorName),
+    /// Its event type is not an enum, so nobody can tell which event types it handles.
+    #[error("the event type of projector {0} is not an enum whose variants are event types")]
+    NoEventTypes(ProjectorName),
+    /// The DDL of a SQL projector does not say where its tables go.
+    #[error("the tables of projector {0} must be created in {{schema}}, which its DDL does not name")]
+    NoSchema(ProjectorName),
+}
+
+/// The projectors of one build of the application, each with its version.
+///
+/// See [`FoldProjector`] and [`SqlProjector`] for what goes into it.
+#[derive(Debug, Clone, Default)]
+pub struct Configuration {
+    pub(crate) projectors: BTreeMap<ProjectorName, Arc<Registered>>,
+}
+
+impl Configuration {
+    /// Without projectors: a process that appends, but derives nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a projector made of folds.
+    ///
+    /// # Errors
+    ///
+    /// Its name is none, or taken; its event type is not an enum.
+    pub fn fold<P: FoldProjector>(self, _projector: P) -> Result<Self, ConfigurationError> {
+        self.add::<P::Event>(P::NAME, P::VERSION, P::DELIVERY, |_, schema| {
+            let folding = Folding::of::<P>(schema);
+            let definitions = folding.definitions();
+            let tables: String = definitions.iter().map(|d| d.table.as_str()).collect();
+            let indexes: String = definitions.iter().map(|d| d.indexes.as_str()).collect();
+            Ok((tables, indexes, Box::new(folding) as Box<dyn Project>))
+        })
+    }
+
+    /// Adds a projector that runs its own SQL.
+    ///
+    /// # Errors
+    ///
+    /// Its name is none, or taken; its event type is not an enum; its DDL does not name `{schema}`.
+    pub fn sql<P: SqlProjector>(self, projector: P) -> Result<Self, ConfigurationError> {
+        self.add::<P::Event>(P::NAME, P::VERSION, P::DELIVERY, |name, schema| {
+            if !P::TABLES.contains("{schema}") {
+                return Err(ConfigurationError::NoSchema(name.clone()));
+            }
+            let render = |ddl: &str| {
+                format!("{};\n", ddl.replace("{schema}", schema).trim_end_matches([';', '\n', ' ']))
+            };
+            let indexes = if P::INDEXES.is_empty() { String::new() } else { render(P::INDEXES) };
+            let running = Running { projector, schema: schema.to_owned() };
+            Ok((render(P::TABLES), indexes, Box::new(running) as Box<dyn Project>))
+        })
+    }
+
+    fn add<E: DeserializeOwned>(
+        mut self,
+        name: &str,
+        version: Version,
+        delivery: Delivery,
+        build: impl FnOnce(&ProjectorName, &str) -> Result<(String, String, Box<dyn Project>), ConfigurationError>,
+    ) -> Result<Self, ConfigurationError> {
+        let name: ProjectorName = name.parse()?;
+        if self.projectors.contains_key(&name) {
+            return Err(ConfigurationError::Twice(name));
+        }
+        let mut types: Vec<String> = event_types::<E>()
+            .ok_or_else(|| ConfigurationError::NoEventTypes(name.clone()))?
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        types.sort_unstable();
+        let schema = name.tables_schema(version.major);
+        let (tables, indexes, projector) = build(&name, &schema)?;
+        let tables_fingerprint = Fingerprint::of([tables.as_str()]);
+        let definition = [delivery.as_str(), tables_fingerprint.as_str()];
+        let fingerprint = Fingerprint::of(definition.into_iter().chain(types.iter().map(String::as_str)));
+        let registered = Registered {
+            target: Target { projector: name.clone(), version, delivery, fingerprint, tables_fingerprint },
+            event_types: types,
+            ddl: format!("{tables}{indexes}"),
+            schema,
+            projector,
+        };
+        self.projectors.insert(name, Arc::new(registered));
+        Ok(self)
+    }
+
+    /// Each projector with its version.
+    pub fn versions(&self) -> Versions {
+        self.projectors.iter().map(|(name, p)| (name.clone(), p.target.version.clone())).collect()
+    }
+
+    /// The projectors, as a plan reads them.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        self.projectors.values().map(|registered| registered.target.clone()).collect()
+    }
+}

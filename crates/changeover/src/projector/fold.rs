@@ -1,0 +1,458 @@
+//! Fold projectors: typed rows, the keys that an event touches, and a pure function from row and event to row.
+//!
+//! A batch costs one statement to load a table's rows, one to write and, where rows went away, one to delete them,
+//! whatever the number of events. Rows are folded in memory, in position order.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use postgres_types::{ToSql, Type};
+use semver::Version;
+use serde::de::DeserializeOwned;
+
+use super::row::{ColumnArray, ColumnDefinition, Key, Row, stable_hash};
+use super::{Decoded, Load, Project, ProjectError};
+use crate::store::statements::Sql;
+use crate::store::{On, Store};
+use crate::words::event::{RawEvent, Recorded};
+use crate::words::names::StreamName;
+use crate::words::state::Delivery;
+
+/// How a row comes about: which rows an event touches, and what becomes of each.
+///
+/// Both functions are pure: the same events must give the same rows, on any machine, in any year.
+///
+/// ```
+/// use changeover::{Fold, Recorded, Row, StreamName};
+///
+/// #[derive(serde::Deserialize)]
+/// enum OrderEvent {
+///     OrderPlaced { customer: String },
+///     OrderCancelled,
+/// }
+///
+/// #[derive(Row, Clone)]
+/// #[row(table = "orders")]
+/// struct Order {
+///     #[row(key)]
+///     id: String,
+///     customer: String,
+/// }
+///
+/// impl Fold for Order {
+///     type Event = OrderEvent;
+///
+///     fn keys(_event: &OrderEvent, stream: &StreamName) -> impl IntoIterator<Item = String> {
+///         [stream.to_string()]
+///     }
+///
+///     fn fold(row: Option<Self>, id: &String, event: &Recorded<OrderEvent>) -> Option<Self> {
+///         match &event.data {
+///             OrderEvent::OrderPlaced { customer } => {
+///                 Some(Order { id: id.clone(), customer: customer.clone() })
+///             }
+///             OrderEvent::OrderCancelled => None, // The row is deleted.
+///         }
+///     }
+/// }
+/// ```
+pub trait Fold: Row {
+    /// The events that it is made of: an enum with one variant for each event type, by name.
+    type Event: DeserializeOwned + Send + Sync + 'static;
+
+    /// The keys of the rows that an event touches. An event that touches none costs nothing further.
+    fn keys(event: &Self::Event, stream: &StreamName) -> impl IntoIterator<Item = Self::Key>;
+
+    /// The row after the event: none if there is no such row any more. It must keep its key.
+    fn fold(row: Option<Self>, key: &Self::Key, event: &Recorded<Self::Event>) -> Option<Self>;
+}
+
+/// A projector made of folds, one for each of its tables.
+///
+/// ```
+/// # use changeover::{Fold, Recorded, Row, StreamName};
+/// # #[derive(serde::Deserialize)]
+/// # enum OrderEvent { OrderPlaced {} }
+/// # #[derive(Row, Clone)]
+/// # #[row(table = "orders")]
+/// # struct Order { #[row(key)] id: String }
+/// # impl Fold for Order {
+/// #     type Event = OrderEvent;
+/// #     fn keys(_: &OrderEvent, stream: &StreamName) -> impl IntoIterator<Item = String> { [stream.to_string()] }
+/// #     fn fold(_: Option<Self>, id: &String, _: &Recorded<OrderEvent>) -> Option<Self> { Some(Order { id: id.clone() }) }
+/// # }
+/// use changeover::{Configuration, FoldProjector};
+/// use semver::Version;
+///
+/// struct OrderSummary;
+///
+/// impl FoldProjector for OrderSummary {
+///     const NAME: &'static str = "order_summary";
+///     const VERSION: Version = Version::new(1, 0, 0);
+///     type Event = OrderEvent;
+///     type Tables = (Order,);
+/// }
+///
+/// let configuration = Configuration::new().fold(OrderSummary).unwrap();
+/// ```
+pub trait FoldProjector: Send + Sync + 'static {
+    /// The stable name: a lower-case identifier.
+    const NAME: &'static str;
+    /// The version of tables, rows and code; see the README for which part to raise when.
+    const VERSION: Version;
+    /// When it is fed.
+    const DELIVERY: Delivery = Delivery::Background;
+    /// The events that its tables are made of.
+    type Event: DeserializeOwned + Send + Sync + 'static;
+    /// Its tables: a tuple of [`Fold`]s.
+    type Tables: FoldTables<Self::Event>;
+}
+
+/// A tuple of folds over one event type. Implemented for tuples of one to six.
+pub trait FoldTables<E>: Send + Sync + 'static {
+    #[doc(hidden)]
+    fn tables(schema: &str) -> Vec<Box<dyn FoldTable<E>>>;
+}
+
+macro_rules! fold_tables {
+    ($(($($table:ident),*)),*) => {$(
+        impl<Ev: DeserializeOwned + Send + Sync + 'static, $($table: Fold<Event = Ev>),*> FoldTables<Ev> for ($($table,)*) {
+            fn tables(schema: &str) -> Vec<Box<dyn FoldTable<Ev>>> {
+                vec![$(Box::new(TableOf::<$table>::new(schema))),*]
+            }
+        }
+    )*};
+}
+
+fold_tables!((A), (A, B), (A, B, C), (A, B, C, D), (A, B, C, D, E), (A, B, C, D, E, F));
+
+/// One table of a fold projector, its row type erased.
+#[doc(hidden)]
+pub trait FoldTable<E>: Send + Sync {
+    #[doc(hidden)]
+    fn definition(&self) -> TableDefinition;
+    #[doc(hidden)]
+    fn touch<'p>(&'p self, events: &[Recorded<E>]) -> Box<dyn Touched<E> + 'p>;
+}
+
+/// The DDL of a table, schema and all.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct TableDefinition {
+    pub(crate) table: String,
+    pub(crate) indexes: String,
+}
+
+/// The rows of one table that a batch touches.
+#[doc(hidden)]
+pub trait Touched<E>: Send + Sync {
+    #[doc(hidden)]
+    fn row_locks(&self) -> Vec<u64>;
+    #[doc(hidden)]
+    fn load(&self) -> Option<LoadRows<'_>>;
+    #[doc(hidden)]
+    fn fold(
+        &mut self,
+        loaded: &[tokio_postgres::Row],
+        events: &[Recorded<E>],
+        types: &[String],
+    ) -> Result<(), ProjectError>;
+    #[doc(hidden)]
+    fn writes(&self) -> Vec<LoadRows<'_>>;
+}
+
+/// A statement over a batch of rows.
+#[doc(hidden)]
+pub struct LoadRows<'d>(Load<'d>);
+
+struct TableOf<T> {
+    columns: Vec<ColumnDefinition>,
+    definition: String,
+    indexes: String,
+    load: Sql,
+    upsert: Sql,
+    delete: Sql,
+    row: PhantomData<fn() -> T>,
+}
+
+impl<T: Fold> TableOf<T> {
+    fn new(schema: &str) -> Self {
+        let columns = T::columns();
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let table = format!("{}.{}", quoted(schema), quoted(T::TABLE));
+        let list = |columns: &[&ColumnDefinition], each: &dyn Fn(&str) -> String, separator: &str| {
+            columns.iter().map(|column| each(&quoted(column.name))).collect::<Vec<_>>().join(separator)
+        };
+        let arrays = |columns: &[&ColumnDefinition]| {
+            let arrays = columns.iter().enumerate();
+            arrays.map(|(at, column)| format!("${}::{}[]", at + 1, column.sql)).collect::<Vec<_>>().join(", ")
+        };
+        let types =
+            |columns: &[&ColumnDefinition]| columns.iter().map(|column| column.array.clone()).collect();
+
+        let all: Vec<&ColumnDefinition> = columns.iter().collect();
+        let keys: Vec<&ColumnDefinition> = columns.iter().filter(|column| column.key).collect();
+        let rest: Vec<&ColumnDefinition> = columns.iter().filter(|column| !column.key).collect();
+        assert!(!keys.is_empty(), "the row of table {} has no #[row(key)]", T::TABLE);
+
+        let names = list(&all, &str::to_owned, ", ");
+        let key_names = list(&keys, &str::to_owned, ", ");
+        let same_key = list(&keys, &|name| format!("t.{name} = k.{name}"), " AND ");
+        let on_conflict = match list(&rest, &|name| format!("{name} = excluded.{name}"), ", ") {
+            set if set.is_empty() => "DO NOTHING".to_owned(),
+            set => format!("DO UPDATE SET {set}"),
+        };
+        let definitions: Vec<String> = columns
+            .iter()
+            .map(|column| {
+                let null = if column.nullable { "" } else { " NOT NULL" };
+                format!("    {} {}{null}", quoted(column.name), column.sql)
+            })
+            .collect();
+        let indexes: Vec<String> = columns
+            .iter()
+            .filter(|column| column.index)
+            .map(|column| format!("CREATE INDEX ON {table} ({});\n", quoted(column.name)))
+            .collect();
+        let loaded = list(&all, &|name| format!("t.{name}"), ", ");
+        let from_keys = format!("unnest({}) AS k ({key_names})", arrays(&keys));
+        Self {
+            definition: format!(
+                "CREATE TABLE {table} (\n{},\n    PRIMARY KEY ({key_names})\n);\n",
+                definitions.join(",\n")
+            ),
+            indexes: indexes.concat(),
+            load: Sql {
+                text: format!("SELECT {loaded} FROM {from_keys} JOIN {table} t ON {same_key}"),
+                types: types(&keys),
+            },
+            upsert: Sql {
+                text: format!(
+                    "INSERT INTO {table} ({names}) SELECT * FROM unnest({}) ON CONFLICT ({key_names}) {on_conflict}",
+                    arrays(&all)
+                ),
+                types: types(&all),
+            },
+            delete: Sql {
+                text: format!("DELETE FROM {table} t USING {from_keys} WHERE {same_key}"),
+                types: types(&keys),
+            },
+            columns,
+            row: PhantomData,
+        }
+    }
+}
+
+impl<T: Fold> FoldTable<T::Event> for TableOf<T> {
+    fn definition(&self) -> TableDefinition {
+        TableDefinition { table: self.definition.clone(), indexes: self.indexes.clone() }
+    }
+
+    fn touch<'p>(&'p self, events: &[Recorded<T::Event>]) -> Box<dyn Touched<T::Event> + 'p> {
+        let mut keys = Vec::new();
+        let mut rows = HashMap::new();
+        for (at, event) in events.iter().enumerate() {
+            for key in T::keys(&event.data, &event.stream) {
+                rows.entry(key.clone()).or_insert(Slot { row: None, existed: false });
+                keys.push((at, key));
+            }
+        }
+        Box::new(TouchedRows { table: self, keys, rows })
+    }
+}
+
+/// A row on its way through a batch.
+struct Slot<T> {
+    row: Option<T>,
+    /// Whether the table holds it, so that a row that is gone in the end has to be deleted.
+    existed: bool,
+}
+
+struct TouchedRows<'p, T: Fold> {
+    table: &'p TableOf<T>,
+    /// The keys that each event touches, by the event's place in the batch.
+    keys: Vec<(usize, T::Key)>,
+    rows: HashMap<T::Key, Slot<T>>,
+}
+
+impl<T: Fold> TouchedRows<'_, T> {
+    fn by_key<'d>(&'d self, sql: &'d Sql, keys: impl Iterator<Item = &'d T::Key>) -> LoadRows<'d> {
+        LoadRows(Load { sql, params: boxed(ColumnArray::transpose(keys.map(Key::values), sql.types.len())) })
+    }
+}
+
+fn boxed<'d>(columns: Vec<ColumnArray<'d>>) -> Vec<Box<dyn ToSql + Sync + Send + 'd>> {
+    columns.into_iter().map(|column| Box::new(column) as Box<dyn ToSql + Sync + Send + 'd>).collect()
+}
+
+impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
+    fn row_locks(&self) -> Vec<u64> {
+        let types: Vec<Type> = self
+            .table
+            .columns
+            .iter()
+            .filter(|column| column.key)
+            .map(|column| match column.array.kind() {
+                postgres_types::Kind::Array(member) => member.clone(),
+                _ => panic!("BUG: {} is no array", column.array),
+            })
+            .collect();
+        self.rows
+            .keys()
+            .map(|key| {
+                let values: Vec<_> = key.values().into_iter().zip(types.iter().cloned()).collect();
+                stable_hash(&self.table.definition, &values)
+            })
+            .collect()
+    }
+
+    fn load(&self) -> Option<LoadRows<'_>> {
+        (!self.rows.is_empty()).then(|| self.by_key(&self.table.load, self.rows.keys()))
+    }
+
+    fn fold(
+        &mut self,
+        loaded: &[tokio_postgres::Row],
+        events: &[Recorded<T::Event>],
+        types: &[String],
+    ) -> Result<(), ProjectError> {
+        for row in loaded {
+            let row = T::from_row(row)?;
+            self.rows.insert(row.key(), Slot { row: Some(row), existed: true });
+        }
+        for (at, key) in &self.keys {
+            let event = &events[*at];
+            let Entry::Occupied(mut slot) = self.rows.entry(key.clone()) else {
+                panic!("BUG: a key was touched that was not collected");
+            };
+            let before = slot.get_mut().row.take();
+            slot.get_mut().row = T::fold(before, key, event);
+            if slot.get().row.as_ref().is_some_and(|row| row.key() != *key) {
+                let (position, event_type) = (event.position, types[*at].clone());
+                return Err(ProjectError::KeyChanged { table: T::TABLE, position, event_type });
+            }
+        }
+        Ok(())
+    }
+
+    fn writes(&self) -> Vec<LoadRows<'_>> {
+        let kept: Vec<&T> = self.rows.values().filter_map(|slot| slot.row.as_ref()).collect();
+        let gone: Vec<&T::Key> = self
+            .rows
+            .iter()
+            .filter(|(_, slot)| slot.existed && slot.row.is_none())
+            .map(|(key, _)| key)
+            .collect();
+        let mut writes = Vec::new();
+        if !kept.is_empty() {
+            let columns =
+                ColumnArray::transpose(kept.iter().map(|row| row.values()), self.table.columns.len());
+            writes.push(LoadRows(Load { sql: &self.table.upsert, params: boxed(columns) }));
+        }
+        if !gone.is_empty() {
+            writes.push(self.by_key(&self.table.delete, gone.into_iter()));
+        }
+        writes
+    }
+}
+
+/// A fold projector underneath.
+pub(crate) struct Folding<E> {
+    tables: Vec<Box<dyn FoldTable<E>>>,
+}
+
+impl<E> Folding<E> {
+    pub(crate) fn of<P: FoldProjector<Event = E>>(schema: &str) -> Self {
+        Self { tables: P::Tables::tables(schema) }
+    }
+
+    pub(crate) fn definitions(&self) -> Vec<TableDefinition> {
+        self.tables.iter().map(|table| table.definition()).collect()
+    }
+}
+
+impl<E: DeserializeOwned + Send + Sync + 'static> Project for Folding<E> {
+    fn needs_transaction(&self) -> bool {
+        false
+    }
+
+    fn decode<'p>(&'p self, events: &[RawEvent]) -> Result<Box<dyn Decoded + 'p>, ProjectError> {
+        let decoded = super::decode_all(events)?;
+        let types = events.iter().map(|event| event.event_type.clone()).collect();
+        let touched = catch_unwind(AssertUnwindSafe(|| {
+            self.tables.iter().map(|table| table.touch(&decoded)).collect::<Vec<_>>()
+        }))
+        .map_err(|_| panicked(events))?;
+        Ok(Box::new(FoldBatch { types, decoded, touched }))
+    }
+}
+
+struct FoldBatch<'p, E> {
+    types: Vec<String>,
+    decoded: Vec<Recorded<E>>,
+    touched: Vec<Box<dyn Touched<E> + 'p>>,
+}
+
+/// Which of several events it was is found out by trying them one by one.
+fn panicked(events: &[RawEvent]) -> ProjectError {
+    let first = events.first().expect("BUG: an empty batch panicked");
+    ProjectError::Panicked { position: first.recorded.position, event_type: first.event_type.clone() }
+}
+
+impl<E: Send + Sync> Decoded for FoldBatch<'_, E> {
+    fn row_locks(&self) -> Vec<u64> {
+        self.touched.iter().flat_map(|touched| touched.row_locks()).collect()
+    }
+
+    fn loads(&self) -> Vec<Load<'_>> {
+        self.touched.iter().filter_map(|touched| touched.load()).map(|LoadRows(load)| load).collect()
+    }
+
+    fn place(&mut self, placed: &[RawEvent]) {
+        super::place_all(&mut self.decoded, placed);
+    }
+
+    fn apply<'t>(
+        mut self: Box<Self>,
+        on: On<'t>,
+        store: &'t Store,
+        loaded: Vec<Vec<tokio_postgres::Row>>,
+    ) -> BoxFuture<'t, Result<(), ProjectError>>
+    where
+        Self: 't,
+    {
+        async move {
+            let mut loaded = loaded.into_iter();
+            for touched in &mut self.touched {
+                let rows =
+                    if touched.load().is_some() { loaded.next().unwrap_or_default() } else { Vec::new() };
+                catch_unwind(AssertUnwindSafe(|| touched.fold(&rows, &self.decoded, &self.types)))
+                    .unwrap_or_else(|_| {
+                        Err(ProjectError::Panicked {
+                            position: self.decoded[0].position,
+                            event_type: self.types[0].clone(),
+                        })
+                    })?;
+            }
+            let writes: Vec<LoadRows<'_>> =
+                self.touched.iter().flat_map(|touched| touched.writes()).collect();
+            let mut ready = Vec::with_capacity(writes.len());
+            for LoadRows(write) in &writes {
+                ready.push(store.ready(on, write.sql).await?);
+            }
+            // All at once: different tables, or different rows of one.
+            let sent = ready.iter().zip(&writes).map(|(ready, LoadRows(write))| async move {
+                let params: Vec<&(dyn ToSql + Sync)> = write.params.iter().map(|p| &**p as _).collect();
+                ready.query(on, &params).await
+            });
+            for written in join_all(sent).await {
+                written?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,222 @@
+//! The publisher: feeds the background projectors of an instance, one transaction for each batch.
+//!
+//! Any number of instances compete for a checkpoint; who commits did the work, so there is no leader to elect. One task
+//! looks at the end of the log and wakes the projectors that handle what is new there; each projector has a task of its
+//! own, so that one which is slow or stalled holds up no other.
+
+mod signals;
+mod tail;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, info, warn};
+
+use self::tail::Due;
+use crate::admission::Permit;
+use crate::core::Core;
+use crate::log::read::Limits;
+use crate::projector::{Registered, chain};
+use crate::step::{StepError, Stepped, step};
+use crate::store::StoreError;
+use crate::wake::sleep_for;
+use crate::words::position::Position;
+use crate::words::state::Delivery;
+
+/// How often a batch is tried before its projector is stalled, and how long the first pause between two tries is; it
+/// doubles each time, up to the limit.
+const TRIES: u32 = 5;
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How long a projector waits before it looks again whether it may be fed at all.
+const REFUSED_POLL: Duration = Duration::from_millis(500);
+
+/// Starts publishing. The tasks end when `stop` is cancelled.
+pub(crate) fn start(core: &Arc<Core>, tasks: &TaskTracker, stop: &CancellationToken) {
+    let background: Vec<Arc<Registered>> = core
+        .configuration
+        .projectors
+        .values()
+        .filter(|registered| registered.target.delivery == Delivery::Background)
+        .cloned()
+        .collect();
+    signals::start(core, tasks, stop);
+    if background.is_empty() {
+        return;
+    }
+    let (due, tail) = tail::channels(&background);
+    tasks.spawn(tail::watch(core.clone(), tail, stop.clone()));
+    for (registered, due) in background.into_iter().zip(due) {
+        tasks.spawn(feed(core.clone(), registered, due, stop.clone()));
+    }
+}
+
+/// What became of one try to publish.
+enum Published {
+    /// The checkpoint moved; there may be more.
+    Some,
+    /// There is nothing to do up to the horizon.
+    Nothing,
+    /// Not now: another instance is at it.
+    Busy,
+    /// Not by us, or not until somebody retries: the states or an operator must change something.
+    Refused,
+}
+
+/// Feeds one projector until it is told to stop.
+async fn feed(
+    core: Arc<Core>,
+    registered: Arc<Registered>,
+    mut due: watch::Receiver<Due>,
+    stop: CancellationToken,
+) {
+    let mut failures = Failures::default();
+    while !stop.is_cancelled() {
+        // Before the work: what becomes due during it must not be lost.
+        let horizon = due.borrow_and_update().horizon;
+        let pause = match publish_next(&core, &registered, horizon, failures.limits()).await {
+            Ok(Published::Some) => {
+                failures = Failures::default();
+                core.published.wake();
+                continue;
+            }
+            Ok(Published::Nothing | Published::Busy) => core.signals.timer.map(|timer| timer.max(IDLE)),
+            Ok(Published::Refused) => Some(REFUSED_POLL),
+            Err(failed) => failures.note(&core, &registered, failed).await,
+        };
+        tokio::select! {
+            changed = due.changed(), if !failures.waiting() => if changed.is_err() { return },
+            () = sleep_for(pause) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+/// How often a projector without work moves its checkpoint to the horizon.
+const IDLE: Duration = Duration::from_secs(1);
+
+async fn publish_next(
+    core: &Core,
+    registered: &Registered,
+    horizon: Position,
+    limits: Limits,
+) -> Result<Published, StepError> {
+    let decided = core.decider.decided().await?;
+    if !decided.feeds(registered) {
+        return Ok(Published::Refused);
+    }
+    let mut client = core.background().await?;
+    let tx = client.transaction().await.map_err(StoreError::from)?;
+    let permit = Permit { generation: decided.generation, until: None };
+    Ok(match step(&core.store, tx, permit, registered, horizon, limits).await? {
+        Stepped::Moved { events, to } => {
+            debug!(projector = %registered.target.projector, events, position = %to, "published");
+            Published::Some
+        }
+        Stepped::Nothing => Published::Nothing,
+        Stepped::Busy => Published::Busy,
+        Stepped::Inline | Stepped::Stalled(_) => Published::Refused,
+        Stepped::Stale(seen) => {
+            let decided = core.decider.after(seen).await?;
+            if decided.feeds(registered) { Published::Some } else { Published::Refused }
+        }
+    })
+}
+
+/// What went wrong lately with one projector.
+#[derive(Default)]
+struct Failures {
+    tries: u32,
+    /// A batch failed: the events are tried one by one, so that the one at fault is named and the ones before it get in.
+    one_by_one: bool,
+}
+
+impl Failures {
+    fn limits(&self) -> Limits {
+        if self.one_by_one { Limits { rows: 1, ..Limits::BATCH } } else { Limits::BATCH }
+    }
+
+    fn waiting(&self) -> bool {
+        self.tries > 0
+    }
+
+    /// Notes a failure and says how long to wait before the next try.
+    async fn note(&mut self, core: &Core, registered: &Registered, failed: StepError) -> Option<Duration> {
+        let projector = &registered.target.projector;
+        match failed {
+            StepError::Store(failed) => {
+                if failed.is_disconnect() {
+                    core.decider.forget();
+                }
+                self.tries = (self.tries + 1).min(TRIES);
+                warn!(%projector, error = %chain(&failed), "publishing failed, trying again");
+            }
+            StepError::Project { source, .. } if source.is_retryable() => {
+                self.tries = (self.tries + 1).min(TRIES);
+                debug!(%projector, error = %chain(&source), "a batch lost a race, trying again");
+            }
+            StepError::Project { events, .. } if events > 1 => {
+                self.one_by_one = true;
+                return Some(Duration::ZERO);
+            }
+            StepError::Project { after, first, source, .. } => {
+                self.tries += 1;
+                if self.tries < TRIES {
+                    warn!(%projector, position = %first.0, error = %chain(&source), "a batch failed, trying again");
+                } else {
+                    let (position, event_type) = source.event().map_or(first.clone(), |(p, t)| {
+                        (if p == Position::START { first.0 } else { p }, t.to_owned())
+                    });
+                    self.stall(core, registered, after, position, &event_type, &chain(&source)).await;
+                }
+            }
+        }
+        Some(MAX_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(self.tries.saturating_sub(1).min(10))))
+    }
+
+    async fn stall(
+        &mut self,
+        core: &Core,
+        registered: &Registered,
+        after: Position,
+        position: Position,
+        event_type: &str,
+        reason: &str,
+    ) {
+        let projector = &registered.target.projector;
+        match stall(core, registered, after, position, event_type, reason).await {
+            Ok(()) => {
+                error!(%projector, %position, event_type, reason, "stalled: mend it and run retry, or skip the event");
+                *self = Self::default();
+            }
+            Err(failed) => {
+                info!(%projector, error = %chain(&failed), "the stall could not be written down yet");
+            }
+        }
+    }
+}
+
+async fn stall(
+    core: &Core,
+    registered: &Registered,
+    after: Position,
+    position: Position,
+    event_type: &str,
+    reason: &str,
+) -> Result<(), StoreError> {
+    const SHARD: i32 = 0;
+    let client = core.background().await?;
+    let projector = registered.target.projector.as_str();
+    core.store
+        .query(
+            &client,
+            &core.store.sql.stall,
+            &[&projector, &registered.major(), &SHARD, &after, &reason, &position, &event_type],
+        )
+        .await
+        .map(drop)
+}

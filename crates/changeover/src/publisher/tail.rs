@@ -1,0 +1,104 @@
+//! The end of the log, looked at by one task for all projectors of an instance.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::core::Core;
+use crate::horizon::{self, Look};
+use crate::projector::{Registered, chain};
+use crate::store::StoreError;
+use crate::wake::sleep_for;
+use crate::words::position::Position;
+
+/// What a projector's task is told.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Due {
+    /// How far it may read.
+    pub(super) horizon: Position,
+}
+
+/// The tail's end of the channels to the projectors.
+pub(super) struct Tail {
+    projectors: Vec<(Arc<Registered>, watch::Sender<Due>)>,
+}
+
+pub(super) fn channels(projectors: &[Arc<Registered>]) -> (Vec<watch::Receiver<Due>>, Tail) {
+    let (projectors, due) = projectors
+        .iter()
+        .map(|registered| {
+            let (sender, receiver) = watch::channel(Due::default());
+            ((registered.clone(), sender), receiver)
+        })
+        .unzip();
+    (due, Tail { projectors })
+}
+
+/// While appends are in flight their commit is looked for in short steps, since nobody tells when it happens.
+const FIRST_IN_FLIGHT: Duration = Duration::from_millis(1);
+const MAX_IN_FLIGHT: Duration = Duration::from_millis(50);
+
+/// A stretch longer than this is not searched for types: everybody is woken.
+const LONG: i64 = 10_000;
+
+/// Watches the end of the log.
+pub(super) async fn watch(core: Arc<Core>, tail: Tail, stop: CancellationToken) {
+    let mut woken = core.waker.register();
+    let mut seen = Position::START;
+    let mut in_flight = FIRST_IN_FLIGHT;
+    let mut failing = false;
+    while !stop.is_cancelled() {
+        let looked = look(&core, &tail, seen).await;
+        let pause = match looked {
+            Ok(look) => {
+                failing = false;
+                in_flight =
+                    if look.horizon > seen { FIRST_IN_FLIGHT } else { MAX_IN_FLIGHT.min(in_flight * 2) };
+                seen = look.horizon;
+                if look.newest > look.horizon { Some(in_flight) } else { core.signals.timer }
+            }
+            Err(error) => {
+                if !failing {
+                    warn!(error = %chain(&error), "the log cannot be looked at");
+                }
+                failing = true;
+                Some(MAX_IN_FLIGHT * 10)
+            }
+        };
+        tokio::select! {
+            () = woken.woken(), if !failing => in_flight = FIRST_IN_FLIGHT,
+            () = sleep_for(pause) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+/// Looks once, and tells the projectors that handle what is new.
+async fn look(core: &Core, tail: &Tail, seen: Position) -> Result<Look, StoreError> {
+    let client = core.background().await?;
+    let look = horizon::look(&core.store, &client).await?;
+    let horizon = look.horizon;
+    if horizon > seen {
+        let types = if horizon.get() - seen.get() > LONG {
+            None
+        } else {
+            let rows = core.store.query(&client, &core.store.sql.types_between, &[&seen, &horizon]).await?;
+            Some(rows.iter().map(|row| row.get("type")).collect::<BTreeSet<String>>())
+        };
+        for (registered, due) in &tail.projectors {
+            let concerned = types
+                .as_ref()
+                .is_none_or(|types| types.iter().any(|event_type| registered.handles(event_type)));
+            // Who is not concerned learns the horizon all the same, and is not woken for it.
+            due.send_if_modified(|due| {
+                due.horizon = horizon;
+                concerned
+            });
+        }
+    }
+    Ok(look)
+}

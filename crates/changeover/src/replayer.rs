@@ -1,0 +1,268 @@
+//! The replayer: feeds history to versions that are not active, beside the live ones, through the same step.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+use tracing::info;
+
+use crate::admission::Permit;
+use crate::core::Core;
+use crate::decider::read_states;
+use crate::horizon;
+use crate::log::read::Limits;
+use crate::projector::{ProjectError, Registered};
+use crate::registration::{self, RegisterError};
+use crate::step::{StepError, Stepped, step};
+use crate::store::StoreError;
+use crate::words::decision::VersionState;
+use crate::words::names::ProjectorName;
+use crate::words::position::Position;
+use crate::words::state::ProjectorState;
+
+/// Why a replay stopped. What was replayed before stays; the same call goes on from there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplayError {
+    /// The version cannot be registered.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// The configuration holds no such projector.
+    #[error("this build registers no projector {0}")]
+    NotOurs(ProjectorName),
+    /// The projector cannot project an event.
+    #[error(
+        "{projector} {version} cannot project the event at position {position} ({event_type}): mend it and replay again; everything before it is kept"
+    )]
+    Projector {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// The position of the event.
+        position: Position,
+        /// Its type.
+        event_type: String,
+        /// Why.
+        #[source]
+        source: ProjectError,
+    },
+    /// It stalled at an event before.
+    #[error("{projector} {version} is stalled ({error}): mend it and run `retry`, or skip the event")]
+    Stalled {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// What stalled it.
+        error: String,
+    },
+    /// It is not being replayed any more: somebody activated or retired it meanwhile.
+    #[error("{projector} {version} is {state} now and is not to be replayed")]
+    NotReplaying {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// Where it stands.
+        state: String,
+    },
+    /// It did not come close enough to the end of the log in time.
+    #[error(
+        "{projector} {version} is still {lag_events} events behind after {after:?}: give it more time, or replay it beforehand"
+    )]
+    TooSlow {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// How far it is behind, at most.
+        lag_events: i64,
+        /// How long it tried.
+        after: Duration,
+    },
+    /// The database did not do as asked.
+    #[error("the database refused")]
+    Store(#[from] StoreError),
+}
+
+/// How far a replay has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayProgress {
+    /// The projector.
+    pub projector: ProjectorName,
+    /// Its version.
+    pub version: semver::Version,
+    /// Its checkpoint.
+    pub position: Position,
+    /// The end of the log.
+    pub horizon: Position,
+    /// Events projected by this call so far.
+    pub events: u64,
+    /// How long this call has been at it.
+    pub elapsed: Duration,
+}
+
+impl ReplayProgress {
+    /// How many events it is behind, at most: positions have gaps.
+    pub fn lag_events(&self) -> i64 {
+        (self.horizon.get() - self.position.get()).max(0)
+    }
+}
+
+/// A version whose checkpoint has reached a horizon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct CaughtUp {
+    /// Where the replay ended.
+    pub progress: ReplayProgress,
+}
+
+/// Whoever wants to see progress.
+pub(crate) type OnProgress<'a> = &'a (dyn Fn(&ReplayProgress) + Send + Sync);
+
+/// Registers a version and feeds it until at most `lag_events` are left.
+pub(crate) async fn replay(
+    core: &Core,
+    registered: &Arc<Registered>,
+    who: &str,
+    lag_events: i64,
+    limit: Option<Duration>,
+    on_progress: OnProgress<'_>,
+) -> Result<CaughtUp, ReplayError> {
+    let mut client = core.store.single().await?;
+    registration::register(&core.store, &mut client, registered, who).await?;
+    let (projector, version) = (registered.target.projector.clone(), registered.target.version.clone());
+    let started = Instant::now();
+    let mut progress = ReplayProgress {
+        position: position(core, &client, registered).await?,
+        horizon: Position::START,
+        events: 0,
+        elapsed: Duration::ZERO,
+        projector: projector.clone(),
+        version: version.clone(),
+    };
+    let mut permit = permit(core, &client, registered).await?;
+    loop {
+        let look = horizon::look(&core.store, &client).await?;
+        progress.horizon = look.horizon;
+        let stepped = step_or_name(core, permit, registered, look.horizon).await?;
+        progress.elapsed = started.elapsed();
+        match stepped {
+            Stepped::Moved { events, to } => {
+                progress.position = to;
+                progress.events += events as u64;
+                on_progress(&progress);
+            }
+            Stepped::Nothing => progress.position = look.horizon,
+            // Another process replays it too, and moves the checkpoint.
+            Stepped::Busy => {
+                sleep(BUSY).await;
+                progress.position = position(core, &client, registered).await?;
+            }
+            Stepped::Stale(_) => permit = self::permit(core, &client, registered).await?,
+            Stepped::Stalled(error) => return Err(ReplayError::Stalled { projector, version, error }),
+            Stepped::Inline => {
+                let state = "fed by appends".to_owned();
+                return Err(ReplayError::NotReplaying { projector, version, state });
+            }
+        }
+        if progress.lag_events() <= lag_events {
+            on_progress(&progress);
+            info!(%projector, %version, events = progress.events, position = %progress.position, "caught up");
+            return Ok(CaughtUp { progress });
+        }
+        if limit.is_some_and(|limit| started.elapsed() > limit) {
+            let lag_events = progress.lag_events();
+            return Err(ReplayError::TooSlow { projector, version, lag_events, after: started.elapsed() });
+        }
+    }
+}
+
+const BUSY: Duration = Duration::from_millis(20);
+
+/// Lets a version be replayed: its row says so, at the generation that is noted.
+async fn permit(
+    core: &Core,
+    client: &tokio_postgres::Client,
+    registered: &Registered,
+) -> Result<Permit, ReplayError> {
+    let (generation, states) = read_states(&core.store, client).await?;
+    let (projector, version) = (&registered.target.projector, &registered.target.version);
+    let row = states.iter().find(|row| row.projector == *projector && row.version == *version);
+    match row.map(|row| row.state) {
+        Some(ProjectorState::Replaying) if !shares_live_tables(registered, &states) => {
+            Ok(Permit { generation, until: None })
+        }
+        other => Err(ReplayError::NotReplaying {
+            projector: projector.clone(),
+            version: version.clone(),
+            state: match other {
+                Some(ProjectorState::Replaying) => {
+                    "to take over the tables of the active version in place".to_owned()
+                }
+                Some(state) => state.to_string(),
+                None => "not registered".to_owned(),
+            },
+        }),
+    }
+}
+
+/// Whether the tables of a version are those of the active one: then the live publisher feeds them, nobody else.
+pub(crate) fn shares_live_tables(registered: &Registered, states: &[VersionState]) -> bool {
+    states.iter().any(|row| {
+        row.projector == registered.target.projector
+            && row.version.major == registered.target.version.major
+            && row.state == ProjectorState::Active
+    })
+}
+
+/// Takes a step; if the batch fails, takes its events one by one, so that the one at fault is named.
+pub(crate) async fn step_or_name(
+    core: &Core,
+    permit: Permit,
+    registered: &Registered,
+    horizon: Position,
+) -> Result<Stepped, ReplayError> {
+    let mut one_by_one = 0;
+    loop {
+        let limits = if one_by_one > 0 { Limits { rows: 1, ..Limits::BATCH } } else { Limits::BATCH };
+        match step_once(core, permit, registered, horizon, limits).await {
+            Ok(Stepped::Moved { .. }) if one_by_one > 1 => one_by_one -= 1,
+            Ok(stepped) => return Ok(stepped),
+            Err(StepError::Store(error)) => return Err(error.into()),
+            Err(StepError::Project { source, .. }) if source.is_retryable() => {}
+            Err(StepError::Project { events, .. }) if events > 1 => one_by_one = events,
+            Err(StepError::Project { first: (position, event_type), source, .. }) => {
+                let (projector, version) =
+                    (registered.target.projector.clone(), registered.target.version.clone());
+                return Err(ReplayError::Projector { projector, version, position, event_type, source });
+            }
+        }
+    }
+}
+
+async fn step_once(
+    core: &Core,
+    permit: Permit,
+    registered: &Registered,
+    horizon: Position,
+    limits: Limits,
+) -> Result<Stepped, StepError> {
+    let mut client = core.background().await?;
+    let tx = client.transaction().await.map_err(StoreError::from)?;
+    step(&core.store, tx, permit, registered, horizon, limits).await
+}
+
+/// Where the checkpoint of a version's tables stands.
+async fn position(
+    core: &Core,
+    client: &tokio_postgres::Client,
+    registered: &Registered,
+) -> Result<Position, StoreError> {
+    let registry = registration::registry(&core.store, client).await?;
+    let own = registry.tables.iter().find(|row| {
+        row.projector == registered.target.projector && row.major == registered.target.version.major
+    });
+    Ok(own.map_or(Position::START, |row| row.position))
+}

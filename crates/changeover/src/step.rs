@@ -1,0 +1,131 @@
+//! One batch: admit, project, checkpoint. The publisher, the replayer and an activation all take this step.
+
+use deadpool_postgres::Transaction;
+use postgres_types::ToSql;
+
+use crate::admission::{self, Admission, Entered, Permit};
+use crate::log::read::{self, Batch, Limits};
+use crate::projector::{ProjectError, Registered};
+use crate::store::{On, Store, StoreError};
+use crate::words::position::{Generation, Position};
+
+/// What a step came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stepped {
+    /// The checkpoint moved, with this many events.
+    Moved { events: usize, to: Position },
+    /// The checkpoint is at the horizon.
+    Nothing,
+    /// Somebody else is at this checkpoint.
+    Busy,
+    /// Appends keep these rows current themselves.
+    Inline,
+    /// An error stalled it before.
+    Stalled(String),
+    /// The states changed: decide anew.
+    Stale(Generation),
+}
+
+/// Why a step failed. Its transaction is rolled back: nothing of the batch is there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepError {
+    #[error("the batch after position {after} could not be projected")]
+    Project {
+        after: Position,
+        /// The first event of the batch: the culprit, if the batch held no other.
+        first: (Position, String),
+        /// How many events the batch held.
+        events: usize,
+        #[source]
+        source: ProjectError,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Takes a step and commits it. `limits` bounds the batch; `horizon` was taken before.
+pub(crate) async fn step(
+    store: &Store,
+    tx: Transaction<'_>,
+    permit: Permit,
+    registered: &Registered,
+    horizon: Position,
+    limits: Limits,
+) -> Result<Stepped, StepError> {
+    permit.bound(&tx).await?;
+    let admission = match admission::enter(store, &tx, permit, registered).await? {
+        Entered::Admitted(admission) if admission.position < horizon => admission,
+        Entered::Admitted(_) => return Ok(Stepped::Nothing),
+        Entered::Busy => return Ok(Stepped::Busy),
+        Entered::Inline => return Ok(Stepped::Inline),
+        Entered::Stalled(error) => return Ok(Stepped::Stalled(error)),
+        Entered::Stale(seen) => return Ok(Stepped::Stale(seen)),
+    };
+    let projected = project(store, admission, registered, horizon, limits).await?;
+    let stepped = Stepped::Moved { events: projected.events, to: projected.to };
+    checkpoint(store, registered, projected).await?;
+    tx.commit().await.map_err(StoreError::from)?;
+    Ok(stepped)
+}
+
+/// A batch whose rows are written: the checkpoint must follow.
+#[must_use]
+struct Projected<'t> {
+    admission: Admission<'t>,
+    events: usize,
+    to: Position,
+}
+
+async fn project<'t>(
+    store: &Store,
+    admission: Admission<'t>,
+    registered: &Registered,
+    horizon: Position,
+    limits: Limits,
+) -> Result<Projected<'t>, StepError> {
+    let Admission { tx, position: after } = admission;
+    let Batch { events, reached } =
+        read::next(store, tx, after, horizon, Some(&registered.event_types), limits).await?;
+    if let Some(first) = events.first() {
+        let first = (first.recorded.position, first.event_type.clone());
+        let failed = |source| StepError::Project { after, first, events: events.len(), source };
+        feed(store, tx, registered, &events).await.map_err(failed)?;
+    }
+    Ok(Projected { admission, events: events.len(), to: reached })
+}
+
+async fn feed(
+    store: &Store,
+    tx: &Transaction<'_>,
+    registered: &Registered,
+    events: &[crate::words::event::RawEvent],
+) -> Result<(), ProjectError> {
+    let decoded = registered.projector.decode(events)?;
+    let loads = decoded.loads();
+    let mut loaded = Vec::with_capacity(loads.len());
+    for load in &loads {
+        let params: Vec<&(dyn ToSql + Sync)> = load.params.iter().map(|param| &**param as _).collect();
+        loaded.push(store.query(tx, load.sql, &params).await?);
+    }
+    drop(loads);
+    decoded.apply(On::from(tx), store, loaded).await
+}
+
+async fn checkpoint(
+    store: &Store,
+    registered: &Registered,
+    projected: Projected<'_>,
+) -> Result<(), StoreError> {
+    const SHARD: i32 = 0;
+    let Projected { admission: Admission { tx, position }, to, .. } = projected;
+    let projector = registered.target.projector.as_str();
+    // The last statement before the commit must give its row: a commit of an aborted transaction reports no error.
+    store
+        .query_one(
+            tx,
+            &store.sql.advance_checkpoint,
+            &[&projector, &registered.major(), &SHARD, &position, &to],
+        )
+        .await
+        .map(drop)
+}

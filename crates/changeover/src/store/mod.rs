@@ -1,0 +1,241 @@
+//! All SQL of ours: the statements, the connections that carry them, and the rows that come back.
+
+pub(crate) mod connect;
+pub(crate) mod migrate;
+pub(crate) mod rows;
+pub(crate) mod statements;
+
+use std::time::Duration;
+
+use deadpool_postgres::{Client, Pool, PoolError, Transaction};
+use postgres_types::{ToSql, Type};
+use tokio_postgres::{Config, Row, Statement};
+
+pub use self::connect::Path;
+use self::statements::{Sql, Statements};
+use crate::words::names::SchemaName;
+
+/// What went wrong between us and the database.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The server refused a statement, or the connection broke.
+    #[error("{}", describe(.0))]
+    Database(#[from] tokio_postgres::Error),
+    /// No connection could be had from the pool.
+    #[error("no connection from the pool: {0}")]
+    Pool(String),
+    /// It took too long.
+    #[error("{what} took longer than {after:?}")]
+    Timeout {
+        /// What took so long.
+        what: &'static str,
+        /// The limit.
+        after: Duration,
+    },
+    /// The database holds a word that this release does not know.
+    #[error("the database holds something that this release cannot read: {0}")]
+    Unreadable(String),
+}
+
+impl From<PoolError> for StoreError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => Self::Database(error),
+            other => Self::Pool(other.to_string()),
+        }
+    }
+}
+
+impl StoreError {
+    /// Whether the same transaction, run again, may well succeed: it lost a race, nothing is wrong with it.
+    pub fn is_retryable(&self) -> bool {
+        use tokio_postgres::error::SqlState;
+        match self {
+            Self::Database(error) => error.code().is_some_and(|code| {
+                [&SqlState::T_R_SERIALIZATION_FAILURE, &SqlState::T_R_DEADLOCK_DETECTED].contains(&code)
+            }),
+            _ => false,
+        }
+    }
+
+    /// Whether the connection is gone, and with it all that was believed about the server.
+    pub(crate) fn is_disconnect(&self) -> bool {
+        use tokio_postgres::error::SqlState;
+        match self {
+            Self::Database(error) => {
+                error.is_closed()
+                    || error.code().is_none()
+                    || error.code().is_some_and(|code| {
+                        [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW]
+                            .contains(&code)
+                    })
+            }
+            Self::Timeout { .. } => true,
+            Self::Pool(_) | Self::Unreadable(_) => false,
+        }
+    }
+}
+
+/// A database error in words that hold none of the data: what the server says of values stays out.
+///
+/// Class 22 (data exceptions) quotes the value in the message itself, the other classes in the detail.
+pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
+    let Some(db) = error.as_db_error() else {
+        let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+        return format!("{error}{}", source.unwrap_or_default());
+    };
+    let code = db.code().code();
+    let mut text = if code.starts_with("22") {
+        format!("data exception (SQLSTATE {code})")
+    } else {
+        format!("{} (SQLSTATE {code})", db.message())
+    };
+    let place = [("table", db.table()), ("column", db.column()), ("constraint", db.constraint())];
+    for (what, name) in place.into_iter().filter_map(|(what, name)| Some((what, name?))) {
+        text.push_str(&format!(", {what} {name}"));
+    }
+    text
+}
+
+/// The database as the library sees it. Cheap to share, never cloned.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) config: Config,
+    pub(crate) schema: SchemaName,
+    pub(crate) path: Path,
+    pub(crate) sql: Statements,
+    pub(crate) pool: Pool,
+}
+
+/// Where a statement runs.
+#[derive(Clone, Copy)]
+pub(crate) enum On<'a> {
+    /// On a pooled connection, outside a transaction.
+    Client(&'a Client),
+    /// In a transaction.
+    Transaction(&'a Transaction<'a>),
+    /// On a connection of its own, always unnamed.
+    Single(&'a tokio_postgres::Client),
+}
+
+impl<'a> From<&'a Client> for On<'a> {
+    fn from(client: &'a Client) -> Self {
+        Self::Client(client)
+    }
+}
+
+impl<'a> From<&'a Transaction<'_>> for On<'a> {
+    fn from(tx: &'a Transaction<'_>) -> Self {
+        Self::Transaction(tx)
+    }
+}
+
+impl<'a> From<&'a tokio_postgres::Client> for On<'a> {
+    fn from(client: &'a tokio_postgres::Client) -> Self {
+        Self::Single(client)
+    }
+}
+
+/// A statement that can be sent without another round trip before it, so that several can be sent at once.
+pub(crate) enum Ready<'s> {
+    Named(Statement),
+    Unnamed(&'s Sql),
+}
+
+impl Ready<'_> {
+    /// Sends it at the first poll.
+    pub(crate) async fn query(
+        &self,
+        on: On<'_>,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, StoreError> {
+        let rows = match (self, on) {
+            (Self::Named(statement), On::Client(client)) => client.query(statement, params).await,
+            (Self::Named(statement), On::Transaction(tx)) => tx.query(statement, params).await,
+            (Self::Named(statement), On::Single(client)) => client.query(statement, params).await,
+            (Self::Unnamed(sql), on) => {
+                let typed: Vec<(&(dyn ToSql + Sync), Type)> =
+                    params.iter().copied().zip(sql.types.iter().cloned()).collect();
+                match on {
+                    On::Client(client) => client.query_typed(&sql.text, &typed).await,
+                    On::Transaction(tx) => tx.query_typed(&sql.text, &typed).await,
+                    On::Single(client) => client.query_typed(&sql.text, &typed).await,
+                }
+            }
+        };
+        Ok(rows?)
+    }
+}
+
+impl Store {
+    /// Connects, finds out what lies in between, and renders the statements.
+    pub(crate) async fn open(
+        config: Config,
+        schema: SchemaName,
+        pool_size: usize,
+    ) -> Result<Self, StoreError> {
+        let path = connect::probe(&config).await?;
+        let pool = connect::pool(&config, pool_size)?;
+        Ok(Self { path, sql: Statements::render(&schema), pool, config, schema })
+    }
+
+    /// A connection from the pool.
+    pub(crate) async fn client(&self) -> Result<Client, StoreError> {
+        Ok(self.pool.get().await?)
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn single(&self) -> Result<tokio_postgres::Client, StoreError> {
+        connect::single(&self.config).await
+    }
+
+    /// Makes a statement ready to be sent.
+    pub(crate) async fn ready<'s>(
+        &self,
+        on: impl Into<On<'_>>,
+        sql: &'s Sql,
+    ) -> Result<Ready<'s>, StoreError> {
+        Ok(match (self.path, on.into()) {
+            (Path::Pooled, _) | (_, On::Single(_)) => Ready::Unnamed(sql),
+            (Path::Direct, On::Client(client)) => {
+                Ready::Named(client.prepare_typed_cached(&sql.text, &sql.types).await?)
+            }
+            (Path::Direct, On::Transaction(tx)) => {
+                Ready::Named(tx.prepare_typed_cached(&sql.text, &sql.types).await?)
+            }
+        })
+    }
+
+    /// Runs a statement.
+    pub(crate) async fn query(
+        &self,
+        on: impl Into<On<'_>>,
+        sql: &Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, StoreError> {
+        let on = on.into();
+        self.ready(on, sql).await?.query(on, params).await
+    }
+
+    /// Runs a statement that gives one row or none.
+    pub(crate) async fn query_opt(
+        &self,
+        on: impl Into<On<'_>>,
+        sql: &Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, StoreError> {
+        Ok(self.query(on, sql, params).await?.into_iter().next())
+    }
+
+    /// Runs a statement that always gives one row.
+    pub(crate) async fn query_one(
+        &self,
+        on: impl Into<On<'_>>,
+        sql: &Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row, StoreError> {
+        let row = self.query_opt(on, sql, params).await?;
+        Ok(row.unwrap_or_else(|| panic!("BUG: no row from {}", sql.text.lines().next().unwrap_or_default())))
+    }
+}

@@ -1,0 +1,15 @@
+-- enter: presence, admission, claim; in that order, as for an append. No position: somebody else is at this checkpoint.
+-- $1 generation decided upon  $2 projector  $3 major  $4 shard
+WITH presence AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock_shared('{schema}.projector_states'::regclass::oid::integer, 0)::text AS held
+), admission AS MATERIALIZED (
+    SELECT (SELECT g.last_value FROM {schema}.generation g WHERE presence.held IS NOT NULL) AS generation
+    FROM presence
+), claim AS MATERIALIZED (
+    SELECT c.position, c.inline, c.error
+    FROM admission, {schema}.checkpoints c
+    WHERE admission.generation = $1 AND c.projector = $2 AND c.major = $3 AND c.shard = $4
+    FOR UPDATE OF c SKIP LOCKED
+)
+SELECT admission.generation, claim.position, claim.inline, claim.error
+FROM admission LEFT JOIN claim ON true;

@@ -1,0 +1,13 @@
+-- in_flight: every lease and every presence, with whoever holds it. A prepared transaction has no pid.
+SELECT l.virtualtransaction AS transaction, l.pid, a.application_name,
+       CASE WHEN l.classid = '{schema}.events'::regclass THEN 'lease' ELSE 'presence' END AS holds,
+       extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared))::double precision AS age_secs,
+       coalesce(a.state, 'prepared transaction ' || x.gid) AS doing
+FROM pg_locks l
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction::text = l.virtualtransaction
+WHERE l.locktype = 'advisory' AND l.objsubid = 2
+  AND l.classid IN ('{schema}.events'::regclass, '{schema}.projector_states'::regclass)
+  AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+  AND l.pid IS DISTINCT FROM pg_backend_pid()
+ORDER BY age_secs DESC NULLS FIRST;

@@ -1,0 +1,36 @@
+-- switch: the one moment. Conditional on token and deadline: a late activator changes nothing.
+-- $1 id  $2 token  $3 horizon  $4 when the log was drained
+WITH done AS (
+    UPDATE {schema}.activations a
+    SET ended_at = clock_timestamp(), outcome = 'activated', horizon = $3,
+        drained_at = $4, caught_up_at = statement_timestamp()
+    WHERE a.id = $1 AND a.token = $2 AND a.ended_at IS NULL
+      AND a.activating_at IS NOT NULL AND a.deadline > clock_timestamp()
+    RETURNING a.id, a.requested_by
+), moved AS (
+    UPDATE {schema}.projector_states s
+    SET state = CASE s.state WHEN 'activating' THEN 'active' ELSE 'retired' END,
+        activation = NULL, changed_by = done.requested_by, changed_at = clock_timestamp()
+    FROM done
+    WHERE s.activation = done.id AND s.state IN ('activating', 'active')
+    RETURNING s.projector, s.version, s.state, s.delivery, split_part(s.version, '.', 1)::bigint AS major
+), settled AS (
+    -- What appends kept current has reached the horizon; what appends keep current from now on starts there.
+    UPDATE {schema}.checkpoints c
+    SET position = CASE WHEN c.inline OR after.inline THEN greatest(c.position, $3) ELSE c.position END,
+        inline = after.inline, updated_at = clock_timestamp()
+    FROM (
+        SELECT m.projector, m.major, bool_or(m.state = 'active' AND m.delivery = 'inline') AS inline
+        FROM moved m GROUP BY m.projector, m.major
+    ) after
+    WHERE c.projector = after.projector AND c.major = after.major
+    RETURNING c.projector
+), superseded AS (
+    UPDATE {schema}.activations a
+    SET ended_at = clock_timestamp(), outcome = 'aborted', error = 'activation ' || done.id || ' took place first'
+    FROM done
+    WHERE a.ended_at IS NULL AND a.activating_at IS NULL AND a.id <> done.id
+    RETURNING a.id
+)
+SELECT (SELECT count(*) FROM done) AS done, (SELECT count(*) FROM moved) AS moved,
+       (SELECT count(*) FROM settled) AS settled;

@@ -1,0 +1,112 @@
+//! Every statement of ours: a file each, rendered once with the name of the schema.
+
+use postgres_types::Type;
+
+use crate::words::names::SchemaName;
+
+/// A statement with the types of its parameters, so that it can be sent named or unnamed alike.
+#[derive(Debug)]
+pub(crate) struct Sql {
+    pub(crate) text: String,
+    pub(crate) types: Vec<Type>,
+}
+
+macro_rules! statements {
+    ($($name:ident($($ty:ident),*);)*) => {
+        /// The statements, by the name of the function that runs them.
+        #[derive(Debug)]
+        pub(crate) struct Statements {
+            $(pub(crate) $name: Sql,)*
+        }
+
+        impl Statements {
+            pub(crate) fn render(schema: &SchemaName) -> Self {
+                Self {
+                    $($name: Sql {
+                        text: include_str!(concat!("sql/", stringify!($name), ".sql"))
+                            .replace("{schema}", schema.as_str()),
+                        types: vec![$(Type::$ty),*],
+                    },)*
+                }
+            }
+
+            /// All of them with their names, for the tests that keep them honest.
+            #[cfg(test)]
+            pub(crate) fn all(&self) -> Vec<(&'static str, &Sql)> {
+                vec![$((stringify!($name), &self.$name),)*]
+            }
+        }
+    };
+}
+
+statements! {
+    append(INT8, TEXT, INT8, TEXT_ARRAY, JSON_ARRAY, JSON_ARRAY);
+    lock_stream(TEXT);
+    lock_keys(INT4_ARRAY);
+    holds_lease();
+    horizon();
+    in_flight();
+    read(INT8, INT8, TEXT_ARRAY, INT8, INT8);
+    read_stream(TEXT, INT8, INT8);
+    types_between(INT8, INT8);
+    log_is_empty();
+    generation();
+    set_generation();
+    states();
+    enter(INT8, TEXT, INT8, INT4);
+    advance_checkpoint(TEXT, INT8, INT4, INT8, INT8);
+    checkpoints();
+    reached(TEXT, INT8, INT8, TEXT_ARRAY);
+    stall(TEXT, INT8, INT4, INT8, TEXT, INT8, TEXT);
+    stalls(TEXT);
+    retry(TEXT);
+    skip(TEXT, INT8, TEXT);
+    lock_registration();
+    register_version(TEXT, TEXT, TEXT, TEXT, TEXT, TEXT);
+    create_checkpoint(TEXT, INT8, BOOL, TEXT);
+    schema_exists(TEXT);
+    compatibility();
+    start_activation(UUID, TEXT, JSON, JSON);
+    mark_activating(INT8, UUID, FLOAT8, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY);
+    pause_left(INT8, UUID);
+    switch(INT8, UUID, INT8, TIMESTAMPTZ);
+    switch_patches(INT8, UUID, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY);
+    give_back(INT8, TEXT, TEXT, BOOL);
+    open_activation();
+    activations(INT8);
+    see_instance(UUID, TEXT, TEXT, JSON, TEXT, TEXT);
+    forget_instances(UUID, FLOAT8);
+    instances();
+    notify(TEXT, TEXT);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_file_is_used() {
+        let files: BTreeSet<String> =
+            std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/sql"))
+                .unwrap()
+                .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+                .collect();
+        let used: BTreeSet<String> = Statements::render(&SchemaName::default())
+            .all()
+            .into_iter()
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        assert_eq!(files, used);
+    }
+
+    #[test]
+    fn every_statement_says_what_it_is_and_names_its_schema() {
+        for (name, sql) in Statements::render(&"elsewhere".parse().unwrap()).all() {
+            assert!(sql.text.starts_with(&format!("-- {name}: ")), "{name} does not begin with its name");
+            assert!(!sql.text.contains("changeover."), "{name} has the schema's name in it");
+            assert!(!sql.text.contains('{'), "{name} was not rendered");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Names that are checked once, where they enter, and trusted from then on.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {given:?} was refused: {rule}")]
+pub struct InvalidName {
+    what: &'static str,
+    given: String,
+    rule: &'static str,
+}
+
+fn invalid(what: &'static str, given: &str, rule: &'static str) -> InvalidName {
+    let given = given.chars().take(80).collect();
+    InvalidName { what, given, rule }
+}
+
+const IDENTIFIER_RULE: &str =
+    "a lower-case letter, then lower-case letters, digits and underscores, at most 40 in all";
+
+fn is_identifier(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    name.len() <= 40
+        && bytes.next().is_some_and(|first| first.is_ascii_lowercase())
+        && bytes.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// The stable name of a projector, also the stem of its tables' schema (`<projector>_v<major>`).
+///
+/// ```
+/// use changeover::ProjectorName;
+/// let name: ProjectorName = "order_summary".parse().unwrap();
+/// assert_eq!(name.as_str(), "order_summary");
+/// assert!("Order Summary".parse::<ProjectorName>().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProjectorName(String);
+
+impl ProjectorName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The schema that holds the tables of one major version.
+    ///
+    /// ```
+    /// let name: changeover::ProjectorName = "order_summary".parse().unwrap();
+    /// assert_eq!(name.tables_schema(2), "order_summary_v2");
+    /// ```
+    pub fn tables_schema(&self, major: u64) -> String {
+        format!("{}_v{major}", self.0)
+    }
+}
+
+impl FromStr for ProjectorName {
+    type Err = InvalidName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidName> {
+        if is_identifier(name) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(invalid("projector name", name, IDENTIFIER_RULE))
+        }
+    }
+}
+
+/// The database schema that holds Changeover's own tables. The default is `changeover`.
+///
+/// ```
+/// use changeover::SchemaName;
+/// assert_eq!(SchemaName::default().as_str(), "changeover");
+/// assert!("drop table".parse::<SchemaName>().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SchemaName(String);
+
+impl SchemaName {
+    /// The name as text; an identifier that needs no quotes.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for SchemaName {
+    fn default() -> Self {
+        Self("changeover".to_owned())
+    }
+}
+
+impl FromStr for SchemaName {
+    type Err = InvalidName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidName> {
+        if is_identifier(name) && !name.starts_with("pg_") {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(invalid("schema name", name, IDENTIFIER_RULE))
+        }
+    }
+}
+
+/// The name of a stream: any text from 1 to [`StreamName::MAX_BYTES`] bytes without a NUL.
+///
+/// ```
+/// use changeover::StreamName;
+/// let stream: StreamName = "order-'42'".parse().unwrap();
+/// assert_eq!(stream.as_str(), "order-'42'");
+/// assert!("".parse::<StreamName>().is_err());
+/// assert!("a\0b".parse::<StreamName>().is_err());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StreamName(String);
+
+impl StreamName {
+    /// The longest name in bytes: what an index entry of the log holds with room to spare.
+    pub const MAX_BYTES: usize = 1_000;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for StreamName {
+    type Err = InvalidName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidName> {
+        if name.is_empty() {
+            Err(invalid("stream name", name, "it must not be empty"))
+        } else if name.len() > Self::MAX_BYTES {
+            Err(invalid("stream name", name, "at most 1000 bytes"))
+        } else if name.contains('\0') {
+            Err(invalid("stream name", name, "PostgreSQL's text holds no NUL"))
+        } else {
+            Ok(Self(name.to_owned()))
+        }
+    }
+}
+
+macro_rules! text_name {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+
+            fn try_from(name: String) -> Result<Self, InvalidName> {
+                name.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+    )*};
+}
+
+text_name!(ProjectorName, SchemaName, StreamName);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_projector_name_is_an_identifier_that_needs_no_quotes() {
+        let check = |name: &str, ok: bool| assert_eq!(name.parse::<ProjectorName>().is_ok(), ok, "{name:?}");
+        check("a", true);
+        check("order_summary2", true);
+        check(&"a".repeat(40), true);
+        check(&"a".repeat(41), false);
+        for bad in ["", "_a", "1a", "A", "a-b", "a b", "a\"b", "é", "a;drop"] {
+            check(bad, false);
+        }
+    }
+
+    #[test]
+    fn a_stream_name_is_nearly_any_text() {
+        let check = |name: &str, ok: bool| assert_eq!(name.parse::<StreamName>().is_ok(), ok, "{name:?}");
+        check("order-'\"; drop table x; --", true);
+        check(&"é".repeat(300), true);
+        check(&"x".repeat(1_000), true);
+        check(&"x".repeat(1_001), false);
+        check("", false);
+        check("a\0", false);
+    }
+}

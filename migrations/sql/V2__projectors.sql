@@ -1,0 +1,84 @@
+-- Projectors: which versions count, how far their tables have come, and how that came about.
+
+CREATE TABLE {schema}.activations (
+    id                 bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
+    token              uuid        NOT NULL,
+    requested_by       text        NOT NULL,
+    from_configuration json        NOT NULL,
+    to_configuration   json        NOT NULL,
+    started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    activating_at      timestamptz,
+    deadline           timestamptz,
+    drained_at         timestamptz,
+    caught_up_at       timestamptz,
+    horizon            bigint,
+    ended_at           timestamptz,
+    outcome            text,
+    error              text,
+    CONSTRAINT activations_pkey PRIMARY KEY (id),
+    CONSTRAINT activations_outcome CHECK (outcome IN ('activated', 'aborted', 'expired', 'failed')),
+    CONSTRAINT activations_ended CHECK ((ended_at IS NULL) = (outcome IS NULL))
+);
+
+-- One activation at a time may pause the writers.
+CREATE UNIQUE INDEX activations_one_at_a_time ON {schema}.activations ((true))
+    WHERE activating_at IS NOT NULL AND ended_at IS NULL;
+
+CREATE TABLE {schema}.projector_states (
+    projector   text        NOT NULL,
+    version     text        NOT NULL,
+    state       text        NOT NULL,
+    delivery    text        NOT NULL,
+    fingerprint text        NOT NULL,
+    -- The activation that is switching this row right now: incoming rows are activating, outgoing ones still active.
+    activation  bigint,
+    changed_by  text        NOT NULL,
+    changed_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT projector_states_pkey PRIMARY KEY (projector, version),
+    CONSTRAINT projector_states_activation FOREIGN KEY (activation) REFERENCES {schema}.activations (id),
+    CONSTRAINT projector_states_state CHECK (state IN ('replaying', 'activating', 'active', 'retired')),
+    CONSTRAINT projector_states_delivery CHECK (delivery IN ('inline', 'background')),
+    -- Deferred, because one statement moves the old version out and the new one in.
+    CONSTRAINT projector_states_one_active EXCLUDE USING btree (projector WITH =) WHERE (state = 'active')
+        DEFERRABLE INITIALLY DEFERRED
+);
+
+-- A checkpoint belongs to the tables, which the minor and patch versions of one major version share.
+CREATE TABLE {schema}.checkpoints (
+    projector          text        NOT NULL,
+    major              bigint      NOT NULL,
+    shard              integer     NOT NULL DEFAULT 0,
+    position           bigint      NOT NULL DEFAULT 0,
+    -- True while appends keep these rows current themselves; `position` then is the horizon of the last activation.
+    inline             boolean     NOT NULL DEFAULT false,
+    tables_fingerprint text        NOT NULL,
+    stalled_since      timestamptz,
+    error              text,
+    error_position     bigint,
+    error_type         text,
+    updated_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT checkpoints_pkey PRIMARY KEY (projector, major, shard)
+) WITH (fillfactor = 50);
+
+-- Events that somebody decided a projector shall do without.
+CREATE TABLE {schema}.skipped_events (
+    projector  text        NOT NULL,
+    major      bigint      NOT NULL,
+    position   bigint      NOT NULL,
+    error      text        NOT NULL,
+    skipped_by text        NOT NULL,
+    skipped_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT skipped_events_pkey PRIMARY KEY (projector, major, position)
+);
+
+CREATE TABLE {schema}.instances (
+    id                  uuid        NOT NULL,
+    application         text        NOT NULL,
+    application_version text        NOT NULL,
+    configuration       json        NOT NULL,
+    address             text,
+    readiness           text        NOT NULL,
+    started_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_seen           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT instances_pkey PRIMARY KEY (id)
+);

@@ -1,0 +1,4 @@
+//! End-to-end tests: one package, one binary, against a real PostgreSQL with a fresh database each.
+
+mod orders;
+mod upgrade;
