@@ -73,6 +73,8 @@ pub(crate) struct Decider {
     /// of which may be taken by transactions that wait for this very decision.
     connection: Mutex<Option<Client>>,
     readiness: watch::Sender<Readiness>,
+    /// Changes with every decision that is made at another generation.
+    decisions: watch::Sender<Generation>,
 }
 
 impl Decider {
@@ -88,12 +90,18 @@ impl Decider {
             current: ArcSwapOption::empty(),
             connection: Mutex::new(None),
             readiness: watch::Sender::new(Readiness::unknown()),
+            decisions: watch::Sender::new(Generation::default()),
         }
     }
 
     /// The readiness, and whenever it changes.
     pub(crate) fn readiness(&self) -> watch::Receiver<Readiness> {
         self.readiness.subscribe()
+    }
+
+    /// The generation of the newest decision, and whenever it changes.
+    pub(crate) fn decisions(&self) -> watch::Receiver<Generation> {
+        self.decisions.subscribe()
     }
 
     /// The decision as it is kept, made now if there is none.
@@ -204,32 +212,27 @@ impl Decider {
     }
 
     async fn decide(&self, client: &mut Client) -> Result<Decided, StoreError> {
-        let mut as_of = Instant::now();
-        let (mut generation, mut states) = read_states(&self.store, client).await?;
-        if states.iter().any(|row| row.in_activation) && activation::expire(&self.store, client).await? {
-            as_of = Instant::now();
-            (generation, states) = read_states(&self.store, client).await?;
+        let mut read = Read::now(&self.store, client).await?;
+        if read.states.iter().any(|row| row.in_activation) && activation::expire(&self.store, client).await? {
+            read = Read::now(&self.store, client).await?;
         }
-        let mut verdict = decide(&self.configuration.versions(), &states);
+        let ours = self.configuration.versions();
+        let mut verdict = decide(&ours, &read.states);
         if verdict == Verdict::Empty {
             verdict = match self.when_nothing_is_active {
                 WhenNothingIsActive::Refuse => Verdict::Refused(Refused::NoConfigurationIsActive),
                 WhenNothingIsActive::AssumeOurs => {
-                    match registration::assume(&self.store, client, &self.configuration).await? {
-                        Err(refused) => Verdict::Refused(refused),
-                        Ok(()) => {
-                            as_of = Instant::now();
-                            (generation, states) = read_states(&self.store, client).await?;
-                            match decide(&self.configuration.versions(), &states) {
-                                // Still no states: a configuration without projectors.
-                                Verdict::Empty => Verdict::Admitted { fed: [].into(), not_fed: Vec::new() },
-                                verdict => verdict,
-                            }
-                        }
-                    }
+                    let assumed = registration::assume(&self.store, client, &self.configuration).await?;
+                    read = Read::now(&self.store, client).await?;
+                    assumed.err().map_or_else(|| decide(&ours, &read.states), Verdict::Refused)
                 }
             };
         }
+        if verdict == Verdict::Empty {
+            // Still no states: a configuration without projectors, which there is nothing to write down of.
+            verdict = Verdict::Admitted { fed: [].into(), not_fed: Vec::new() };
+        }
+        let Read { generation, as_of, .. } = read;
         let inline = match &verdict {
             Verdict::Admitted { fed, .. } => {
                 let ours = self.configuration.projectors.values();
@@ -244,6 +247,8 @@ impl Decider {
 
     fn keep(&self, decided: &Arc<Decided>) {
         self.current.store(Some(decided.clone()));
+        self.decisions
+            .send_if_modified(|known| std::mem::replace(known, decided.generation) != decided.generation);
         let next = Readiness::from(&decided.verdict);
         self.readiness.send_if_modified(|readiness| {
             let changed = *readiness != next;
@@ -253,6 +258,22 @@ impl Decider {
             *readiness = next;
             changed
         });
+    }
+}
+
+/// The states as they were read, and when.
+struct Read {
+    generation: Generation,
+    states: Vec<VersionState>,
+    /// Before the reading.
+    as_of: Instant,
+}
+
+impl Read {
+    async fn now(store: &Store, client: &Client) -> Result<Self, StoreError> {
+        let as_of = Instant::now();
+        let (generation, states) = read_states(store, client).await?;
+        Ok(Self { generation, states, as_of })
     }
 }
 

@@ -65,18 +65,21 @@ pub struct Builder {
 
 impl Builder {
     /// Changeover's schema; `changeover` unless set.
+    #[must_use]
     pub fn schema(mut self, schema: SchemaName) -> Self {
         self.schema = schema;
         self
     }
 
     /// The projectors of this build.
+    #[must_use]
     pub fn configuration(mut self, configuration: Configuration) -> Self {
         self.configuration = configuration;
         self
     }
 
     /// The application's name and version, for people and for the list of instances.
+    #[must_use]
     pub fn application(mut self, name: &str, version: &str) -> Self {
         name.clone_into(&mut self.application);
         version.clone_into(&mut self.application_version);
@@ -84,6 +87,7 @@ impl Builder {
     }
 
     /// Where other instances reach this one, for instance `http://10.0.0.7:8080`.
+    #[must_use]
     pub fn address(mut self, address: &str) -> Self {
         self.address = Some(address.to_owned());
         self
@@ -91,24 +95,29 @@ impl Builder {
 
     /// How many connections the application's own pool has at most; 16 unless set. Publishing has four more of its own,
     /// and the instance two: one to decide on, one to listen on.
+    #[must_use]
     pub fn pool_size(mut self, size: usize) -> Self {
         self.pool_size = size;
         self
     }
 
     /// Which signals wake the publisher; all unless set.
+    #[must_use]
     pub fn signals(mut self, signals: Signals) -> Self {
         self.signals = signals;
         self
     }
 
-    /// How long an append waits while a projector is being switched; two seconds unless set.
+    /// How long an append waits while a projector is being switched; three seconds unless set: longer than
+    /// the pause of an activation may last, so that one which dies there fails no append.
+    #[must_use]
     pub fn activation_wait(mut self, wait: Duration) -> Self {
         self.activation_wait = wait;
         self
     }
 
     /// What to do while nothing was ever activated; [`WhenNothingIsActive::AssumeOurs`] unless set.
+    #[must_use]
     pub fn when_nothing_is_active(mut self, what: WhenNothingIsActive) -> Self {
         self.when_nothing_is_active = what;
         self
@@ -135,7 +144,7 @@ impl Builder {
         migrate::check(&config, &self.schema).await?;
         let store = Arc::new(Store::open(config, self.schema, self.pool_size).await?);
         let client = store.client().await?;
-        let registry = registration::registry(&store, &*client.as_ref()).await?;
+        let registry = registration::registry(&store, &client).await?;
         if let Some(obstacle) = registration::obstacles(&self.configuration, &registry).next() {
             return Err(obstacle.into());
         }
@@ -206,7 +215,7 @@ impl Changeover {
             address: None,
             pool_size: 16,
             signals: Signals::default(),
-            activation_wait: Duration::from_secs(2),
+            activation_wait: Duration::from_secs(3),
             when_nothing_is_active: WhenNothingIsActive::default(),
         }
     }

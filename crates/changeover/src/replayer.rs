@@ -14,7 +14,7 @@ use crate::log::read::Limits;
 use crate::projector::{ProjectError, Registered};
 use crate::registration::{self, RegisterError};
 use crate::step::{StepError, Stepped, step};
-use crate::store::StoreError;
+use crate::store::{StoreError, read_committed};
 use crate::words::decision::VersionState;
 use crate::words::names::ProjectorName;
 use crate::words::position::Position;
@@ -250,7 +250,7 @@ async fn step_once(
     limits: Limits,
 ) -> Result<Stepped, StepError> {
     let mut client = core.background().await?;
-    let tx = client.transaction().await.map_err(StoreError::from)?;
+    let tx = read_committed(&mut client).await?;
     step(&core.store, tx, permit, registered, horizon, limits).await
 }
 

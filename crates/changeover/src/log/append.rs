@@ -16,7 +16,7 @@ use tokio_postgres::Row;
 use super::codec::{self, EncodeError};
 use crate::decider::{DecideError, Decided, Decider};
 use crate::projector::{Decoded, Load, ProjectError, Registered};
-use crate::store::{On, Ready, Store, StoreError};
+use crate::store::{self, On, Ready, Store, StoreError};
 use crate::words::decision::Refused;
 use crate::words::event::{Expected, RawEvent, Recorded};
 use crate::words::names::{ProjectorName, StreamName};
@@ -117,6 +117,10 @@ const MAX_BYTES: usize = 256 << 20;
 
 /// Row keys are locked by bucket, so that an append of any size holds a bounded number of locks.
 const KEY_BUCKETS: u64 = 256;
+
+/// Whatever the session's default is: the rows are loaded by a later statement than the one that locks their keys, and must
+/// be seen as the writer before us left them.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// Events ready to be sent.
 #[derive(Debug)]
@@ -246,7 +250,7 @@ impl Appending<'_> {
         client: &mut Client,
         decided: &Decided,
     ) -> Result<Tried, AppendError> {
-        let tx = client.transaction().await.map_err(StoreError::from)?;
+        let tx = store::read_committed(client).await?;
         let tried = self.attempt(On::from(&tx), decided).await?;
         if let Tried::Appended(_) = tried {
             tx.commit().await.map_err(StoreError::from)?;
@@ -258,8 +262,7 @@ impl Appending<'_> {
     async fn attempt_between(&self, client: &mut Client, decided: &Decided) -> Result<Tried, AppendError> {
         // Were this future dropped halfway, the pool would find the transaction open and throw the connection away.
         let client = &*client;
-        let (begin, tried) =
-            join(client.batch_execute("BEGIN"), self.attempt(On::from(client), decided)).await;
+        let (begin, tried) = join(client.batch_execute(BEGIN), self.attempt(On::from(client), decided)).await;
         begin.map_err(StoreError::from)?;
         match tried {
             Ok(Tried::Appended(appended)) => {
@@ -284,10 +287,8 @@ impl Appending<'_> {
             Expected::Any => Some(self.store.ready(on, &sql.lock_stream).await?),
             _ => None,
         };
-        let lock_keys = match buckets.is_empty() {
-            true => None,
-            false => Some(self.store.ready(on, &sql.lock_keys).await?),
-        };
+        let lock_keys =
+            if buckets.is_empty() { None } else { Some(self.store.ready(on, &sql.lock_keys).await?) };
         let loads = inline.loads();
         let mut ready_loads = Vec::with_capacity(loads.len());
         for load in &loads {
@@ -407,8 +408,8 @@ impl<'d> Inline<'d> {
                 continue;
             }
             let own: Vec<RawEvent> = picked.iter().map(|at| events[*at].clone()).collect();
-            let decoded = registered.projector.decode(&own).map_err(|source| failed(registered, source))?;
-            batches.push(InlineBatch { registered, picked, decoded });
+            let batch = registered.projector.decode(&own).map_err(|source| failed(registered, source))?;
+            batches.push(InlineBatch { registered, picked, decoded: batch });
         }
         Ok(Self { events, batches })
     }

@@ -137,10 +137,10 @@ impl FieldsSerializer {
         }
     }
 
-    fn finish(mut self) -> Result<Variant, Unfit> {
+    fn finish(mut self) -> Variant {
         self.json.push(self.close);
         let json = String::from_utf8(self.json).expect("BUG: serde_json wrote something that is not UTF-8");
-        Ok(Variant { name: self.name, json })
+        Variant { name: self.name, json }
     }
 }
 
@@ -156,7 +156,7 @@ impl ser::SerializeStructVariant for FieldsSerializer {
     }
 
     fn end(self) -> Result<Variant, Unfit> {
-        self.finish()
+        Ok(self.finish())
     }
 }
 
@@ -170,7 +170,7 @@ impl ser::SerializeTupleVariant for FieldsSerializer {
     }
 
     fn end(self) -> Result<Variant, Unfit> {
-        self.finish()
+        Ok(self.finish())
     }
 }
 

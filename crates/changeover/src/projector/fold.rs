@@ -278,10 +278,8 @@ struct TouchedRows<'p, T: Fold> {
     rows: HashMap<T::Key, Slot<T>>,
 }
 
-impl<T: Fold> TouchedRows<'_, T> {
-    fn by_key<'d>(&'d self, sql: &'d Sql, keys: impl Iterator<Item = &'d T::Key>) -> LoadRows<'d> {
-        LoadRows(Load { sql, params: boxed(ColumnArray::transpose(keys.map(Key::values), sql.types.len())) })
-    }
+fn by_key<'d, K: Key>(sql: &'d Sql, keys: impl Iterator<Item = &'d K>) -> LoadRows<'d> {
+    LoadRows(Load { sql, params: boxed(ColumnArray::transpose(keys.map(Key::values), sql.types.len())) })
 }
 
 fn boxed<'d>(columns: Vec<ColumnArray<'d>>) -> Vec<Box<dyn ToSql + Sync + Send + 'd>> {
@@ -310,7 +308,7 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
     }
 
     fn load(&self) -> Option<LoadRows<'_>> {
-        (!self.rows.is_empty()).then(|| self.by_key(&self.table.load, self.rows.keys()))
+        (!self.rows.is_empty()).then(|| by_key(&self.table.load, self.rows.keys()))
     }
 
     fn fold(
@@ -353,7 +351,7 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
             writes.push(LoadRows(Load { sql: &self.table.upsert, params: boxed(columns) }));
         }
         if !gone.is_empty() {
-            writes.push(self.by_key(&self.table.delete, gone.into_iter()));
+            writes.push(by_key(&self.table.delete, gone.into_iter()));
         }
         writes
     }

@@ -21,7 +21,7 @@ use crate::core::Core;
 use crate::log::read::Limits;
 use crate::projector::{Registered, chain};
 use crate::step::{StepError, Stepped, step};
-use crate::store::StoreError;
+use crate::store::{StoreError, read_committed};
 use crate::wake::sleep_for;
 use crate::words::position::Position;
 use crate::words::state::Delivery;
@@ -75,20 +75,24 @@ async fn feed(
     stop: CancellationToken,
 ) {
     let mut failures = Failures::default();
+    let mut decisions = core.decider.decisions();
     while !stop.is_cancelled() {
         // Before the work: what becomes due during it must not be lost.
         let horizon = due.borrow_and_update().horizon;
+        decisions.mark_unchanged();
         let pause = match publish_next(&core, &registered, horizon, failures.limits()).await {
             Ok(Published::Some) => {
                 failures = Failures::default();
                 core.published.wake();
                 continue;
             }
-            Ok(Published::Nothing | Published::Busy) => core.signals.timer.map(|timer| timer.max(IDLE)),
+            Ok(Published::Nothing) => core.signals.timer.map(|timer| timer.max(IDLE)),
+            Ok(Published::Busy) => Some(BUSY),
             Ok(Published::Refused) => Some(REFUSED_POLL),
             Err(failed) => failures.note(&core, &registered, failed).await,
         };
         tokio::select! {
+            _ = decisions.changed() => {}
             changed = due.changed(), if !failures.waiting() => if changed.is_err() { return },
             () = sleep_for(pause) => {}
             () = stop.cancelled() => {}
@@ -98,6 +102,9 @@ async fn feed(
 
 /// How often a projector without work moves its checkpoint to the horizon.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// How long to wait for another instance at the same checkpoint before looking again.
+const BUSY: Duration = Duration::from_millis(25);
 
 async fn publish_next(
     core: &Core,
@@ -110,7 +117,7 @@ async fn publish_next(
         return Ok(Published::Refused);
     }
     let mut client = core.background().await?;
-    let tx = client.transaction().await.map_err(StoreError::from)?;
+    let tx = read_committed(&mut client).await?;
     let permit = Permit { generation: decided.generation, until: None };
     Ok(match step(&core.store, tx, permit, registered, horizon, limits).await? {
         Stepped::Moved { events, to } => {

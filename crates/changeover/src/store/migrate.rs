@@ -71,7 +71,7 @@ pub(crate) fn newest() -> i32 {
 }
 
 /// How long to wait for somebody else's migration.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(120);
+const LOCK_TIMEOUT: Duration = Duration::from_mins(2);
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Brings the schema up to date. Any number of processes may do so at once. Returns the versions that were applied.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Client, Pool, PoolError, Transaction};
 use postgres_types::{ToSql, Type};
-use tokio_postgres::{Config, Row, Statement};
+use tokio_postgres::{Config, IsolationLevel, Row, Statement};
 
 pub use self::connect::Path;
 use self::statements::{Sql, Statements};
@@ -86,16 +86,15 @@ pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
         return format!("{error}{}", source.unwrap_or_default());
     };
     let code = db.code().code();
-    let mut text = if code.starts_with("22") {
+    let text = if code.starts_with("22") {
         format!("data exception (SQLSTATE {code})")
     } else {
         format!("{} (SQLSTATE {code})", db.message())
     };
-    let place = [("table", db.table()), ("column", db.column()), ("constraint", db.constraint())];
-    for (what, name) in place.into_iter().filter_map(|(what, name)| Some((what, name?))) {
-        text.push_str(&format!(", {what} {name}"));
-    }
-    text
+    [("table", db.table()), ("column", db.column()), ("constraint", db.constraint())]
+        .into_iter()
+        .filter_map(|(what, name)| Some(format!(", {what} {}", name?)))
+        .fold(text, |text, place| text + &place)
 }
 
 /// The database as the library sees it. Cheap to share, never cloned.
@@ -106,6 +105,11 @@ pub(crate) struct Store {
     pub(crate) path: Path,
     pub(crate) sql: Statements,
     pub(crate) pool: Pool,
+}
+
+/// Begins a transaction whose statements each see what was committed before them, whatever the session's default is.
+pub(crate) async fn read_committed(client: &mut Client) -> Result<Transaction<'_>, StoreError> {
+    Ok(client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?)
 }
 
 /// Where a statement runs.

@@ -18,7 +18,9 @@ impl Fingerprint {
             digest.update((part.len() as u64).to_be_bytes());
             digest.update(part);
         }
-        Self(digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect())
+        let whole: [u8; 32] = digest.finalize().into();
+        let half = u128::from_be_bytes(whole[..16].try_into().expect("BUG: half of 32 is not 16"));
+        Self(format!("{half:032x}"))
     }
 
     /// As text: 32 hexadecimal digits.

@@ -1,0 +1,144 @@
+//! How activations end otherwise: given back by whoever performs them, by an operator, or by anyone past the deadline.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join;
+use postgres_types::ToSql;
+use tokio::time::sleep;
+use tokio_postgres::Client;
+use tracing::{info, warn};
+
+use super::pause::Pause;
+use super::{ActivateError, Started};
+use crate::core::{Core, STATES, channel};
+use crate::projector::chain;
+use crate::store::{Store, StoreError};
+
+/// Why a condition in one of our statements did not hold.
+pub(super) async fn overtaken(
+    core: &Core,
+    client: &Client,
+    activation: Started,
+) -> Result<ActivateError, StoreError> {
+    let rows = core.store.query(client, &core.store.sql.activations, &[&50_i64]).await?;
+    if let Some(own) = rows.iter().find(|row| row.get::<_, i64>("id") == activation.id)
+        && let Some(outcome) = own.get::<_, Option<String>>("outcome")
+    {
+        let error: Option<String> = own.get("error");
+        let outcome = error.map_or(outcome.clone(), |error| format!("{outcome}: {error}"));
+        return Ok(ActivateError::Ended { activation: activation.id, outcome });
+    }
+    let other = rows.iter().find(|row| row.get::<_, i64>("id") != activation.id);
+    let by = other.map_or_else(
+        || "the states changed".to_owned(),
+        |row| format!("activation {} by {}", row.get::<_, i64>("id"), row.get::<_, String>("requested_by")),
+    );
+    Ok(ActivateError::Overtaken { by })
+}
+
+/// Tells everybody that the states changed; who does not hear of it looks by itself.
+pub(super) async fn tell(store: &Store, client: &Client) {
+    if let Err(error) = store.query(client, &store.sql.notify, &[&channel(store), &STATES]).await {
+        warn!(error = %chain(&error), "a notification was not sent");
+    }
+}
+
+/// Ends an activation, or all that are open, without a switch. Returns the ones that it ended.
+pub(crate) async fn give_back(
+    store: &Store,
+    client: &Client,
+    activation: Option<i64>,
+    outcome: &str,
+    reason: &str,
+    only_expired: bool,
+) -> Result<Vec<i64>, StoreError> {
+    let params: [&(dyn ToSql + Sync); 4] = [&activation, &outcome, &reason, &only_expired];
+    let given = store.query(client, &store.sql.give_back, &params);
+    let set = store.query_one(client, &store.sql.set_generation, &[]);
+    let (given, set) = join(given, set).await;
+    let ended: Vec<i64> = given?.iter().map(|row| row.get("id")).collect();
+    set?;
+    if !ended.is_empty() {
+        warn!(activations = ?ended, outcome, reason, "activation ended without a switch");
+        tell(store, client).await;
+    }
+    Ok(ended)
+}
+
+/// Gives back a pause whose deadline has passed. Anyone may.
+pub(crate) async fn expire(store: &Store, client: &Client) -> Result<bool, StoreError> {
+    let open = store.query_opt(client, &store.sql.open_activation, &[]).await?;
+    let overdue =
+        open.is_some_and(|row| row.get::<_, Option<f64>>("left_secs").is_some_and(|left| left < 0.0));
+    if !overdue {
+        return Ok(false);
+    }
+    let reason = "its deadline passed";
+    Ok(!give_back(store, client, None, "expired", reason, true).await?.is_empty())
+}
+
+/// Who performs the activation that is in its pause right now, if there is one.
+pub(super) async fn paused_by(store: &Store, client: &Client) -> Result<Option<String>, StoreError> {
+    let open = store.query_opt(client, &store.sql.open_activation, &[]).await?;
+    let paused = open.filter(|row| row.get::<_, Option<std::time::SystemTime>>("activating_at").is_some());
+    Ok(paused.map(|row| {
+        format!("activation {} by {}", row.get::<_, i64>("id"), row.get::<_, &str>("requested_by"))
+    }))
+}
+
+/// How often a lost connection is made anew to ask for an outcome.
+const RECONNECT: Duration = Duration::from_millis(100);
+
+/// Ends an activation that failed on our side. Where the connection was lost the switch may have happened all the same:
+/// then it did.
+pub(super) async fn conclude(
+    core: &Core,
+    client: Client,
+    activation: Started,
+    limit: Duration,
+    error: ActivateError,
+) -> Result<Pause, ActivateError> {
+    let source = match error {
+        ActivateError::Store(source) if source.is_disconnect() => source,
+        error => {
+            let reason = chain(&error);
+            if let Err(error) =
+                give_back(&core.store, &client, Some(activation.id), "failed", &reason, false).await
+            {
+                warn!(error = %chain(&error), "the pause could not be given back: its deadline will");
+            }
+            return Err(error);
+        }
+    };
+    let lost = Instant::now();
+    let reason = chain(&source);
+    loop {
+        match outcome(core, activation, &reason).await {
+            Ok(Some(pause)) => {
+                info!(activation = activation.id, "the connection was lost, the switch was not");
+                return Ok(pause);
+            }
+            Ok(None) => return Err(source.into()),
+            Err(error) if lost.elapsed() < limit => {
+                info!(error = %chain(&error), "asking for the outcome again");
+                sleep(RECONNECT).await;
+            }
+            Err(_) => return Err(ActivateError::Unknown { activation: activation.id, source }),
+        }
+    }
+}
+
+/// What became of an activation; if nothing did yet, it is given back.
+async fn outcome(core: &Core, activation: Started, reason: &str) -> Result<Option<Pause>, StoreError> {
+    let client = core.store.single().await?;
+    give_back(&core.store, &client, Some(activation.id), "failed", reason, false).await?;
+    let rows = core.store.query(&client, &core.store.sql.activations, &[&50_i64]).await?;
+    let own = rows.iter().find(|row| row.get::<_, i64>("id") == activation.id);
+    Ok(own.filter(|row| row.get::<_, Option<&str>>("outcome") == Some("activated")).map(|row| Pause {
+        horizon: row.get("horizon"),
+        whole: Duration::from_secs_f64(
+            row.get::<_, Option<f64>>("pause_ms").unwrap_or(0.0).max(0.0) / 1_000.0,
+        ),
+        ..Pause::default()
+    }))
+}

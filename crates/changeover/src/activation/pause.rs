@@ -1,0 +1,206 @@
+//! The pause: mark, drain, feed, switch.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::future::{join, try_join_all};
+use postgres_types::ToSql;
+use tokio::time::sleep;
+use tokio_postgres::Client;
+use tracing::warn;
+
+use super::ending::{overtaken, tell};
+use super::{ActivateError, ActivateOptions, ActivationProgress, Change, OnActivation, Started, in_flight};
+use crate::admission::Permit;
+use crate::core::Core;
+use crate::horizon::{self, Look};
+use crate::projector::chain;
+use crate::replayer::{ReplayError, step_or_name};
+use crate::semver::Version;
+use crate::step::Stepped;
+use crate::store::StoreError;
+use crate::words::names::ProjectorName;
+use crate::words::position::{Generation, Position};
+
+/// How often the transactions in flight are looked at.
+const DRAIN_POLL: Duration = Duration::from_millis(1);
+
+fn texts(versions: &[(ProjectorName, Version)]) -> (Vec<&str>, Vec<String>) {
+    versions.iter().map(|(projector, version)| (projector.as_str(), version.to_string())).unzip()
+}
+
+/// What a pause took.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pause {
+    pub(super) horizon: Option<Position>,
+    pub(super) whole: Duration,
+    pub(super) drain: Duration,
+    pub(super) feed: Duration,
+}
+
+/// The pause: mark, drain, feed, switch.
+pub(super) async fn pause(
+    core: &Core,
+    client: &Client,
+    options: &ActivateOptions,
+    activation: Started,
+    change: &Change,
+    on_progress: OnActivation<'_>,
+) -> Result<Pause, ActivateError> {
+    let began = Instant::now();
+    let generation = mark(core, client, options, activation, change).await?;
+    on_progress(ActivationProgress::Paused);
+    let look = drain(core, client, options).await?;
+    let drained = Instant::now();
+    let horizon = look.newest;
+    on_progress(ActivationProgress::Drained { horizon });
+    let permit = Permit { generation, until: Some(deadline(core, client, activation).await?) };
+    feed(core, client, activation, change, permit, horizon).await?;
+    let fed = Instant::now();
+    switch(core, client, activation, change, horizon, look.at).await?;
+    Ok(Pause { horizon: Some(horizon), whole: began.elapsed(), drain: drained - began, feed: fed - drained })
+}
+
+/// Marks and commits, then sets the generation: sent together, so that nothing on our side can stop in between.
+async fn mark(
+    core: &Core,
+    client: &Client,
+    options: &ActivateOptions,
+    activation: Started,
+    change: &Change,
+) -> Result<Generation, ActivateError> {
+    let sql = &core.store.sql;
+    let ((incoming, in_versions), (outgoing, out_versions)) =
+        (texts(&change.incoming), texts(&change.outgoing));
+    let limit = options.pause_limit.as_secs_f64();
+    let params: [&(dyn ToSql + Sync); 7] =
+        [&activation.id, &activation.token, &limit, &incoming, &in_versions, &outgoing, &out_versions];
+    let marked = core.store.query(client, &sql.mark_activating, &params);
+    let set = core.store.query_one(client, &sql.set_generation, &[]);
+    let (marked, set) = join(marked, set).await;
+    let marked = match marked {
+        Ok(rows) => rows.len(),
+        Err(StoreError::Database(error)) if is_constraint(&error, "activations_one_at_a_time") => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let planned = change.incoming.len() + change.outgoing.len();
+    if marked != planned {
+        return Err(overtaken(core, client, activation).await?);
+    }
+    tell(&core.store, client).await;
+    Ok(set?.get("generation"))
+}
+
+/// Waits until everything that was admitted before the mark has ended. Who is admitted later is so by the new states.
+async fn drain(core: &Core, client: &Client, options: &ActivateOptions) -> Result<Look, ActivateError> {
+    let started = Instant::now();
+    let mut waited_for: Option<Vec<String>> = None;
+    loop {
+        let mut left = in_flight(&core.store, client).await?;
+        if let Some(before) = &waited_for {
+            left.retain(|blocker| before.contains(&blocker.transaction));
+        }
+        if left.is_empty() {
+            return Ok(horizon::look(&core.store, client).await?);
+        }
+        // Some time must be left to feed and to switch.
+        if started.elapsed() > options.pause_limit.mul_f64(0.8) {
+            return Err(ActivateError::Blocked { blockers: left, after: started.elapsed() });
+        }
+        waited_for = Some(left.into_iter().map(|blocker| blocker.transaction).collect());
+        sleep(DRAIN_POLL).await;
+    }
+}
+
+/// When the pause ends, by the database's clock, on ours.
+async fn deadline(core: &Core, client: &Client, activation: Started) -> Result<Instant, ActivateError> {
+    let params: [&(dyn ToSql + Sync); 2] = [&activation.id, &activation.token];
+    match core.store.query_opt(client, &core.store.sql.pause_left, &params).await? {
+        Some(row) => Ok(Instant::now() + Duration::from_secs_f64(row.get("secs"))),
+        None => Err(overtaken(core, client, activation).await?),
+    }
+}
+
+/// Feeds the rest of the log to the new versions, all at once.
+async fn feed(
+    core: &Core,
+    client: &Client,
+    activation: Started,
+    change: &Change,
+    permit: Permit,
+    horizon: Position,
+) -> Result<(), ActivateError> {
+    let feeding = change.feed.iter().map(|registered| async move {
+        loop {
+            match step_or_name(core, permit, registered, horizon).await? {
+                // Inline rows are current: appends kept them so, and none is in flight.
+                Stepped::Nothing | Stepped::Inline => return Ok(()),
+                Stepped::Moved { .. } => {}
+                Stepped::Busy => sleep(DRAIN_POLL).await,
+                Stepped::Stale(_) => return Err(overtaken(core, client, activation).await?),
+                Stepped::Stalled(error) => {
+                    let (projector, version) =
+                        (registered.target.projector.clone(), registered.target.version.clone());
+                    return Err(ReplayError::Stalled { projector, version, error }.into());
+                }
+            }
+        }
+    });
+    try_join_all(feeding).await.map(drop)
+}
+
+/// Switches and commits, then sets the generation.
+async fn switch(
+    core: &Core,
+    client: &Client,
+    activation: Started,
+    change: &Change,
+    horizon: Position,
+    drained_at: SystemTime,
+) -> Result<(), ActivateError> {
+    let sql = &core.store.sql;
+    let params: [&(dyn ToSql + Sync); 4] = [&activation.id, &activation.token, &horizon, &drained_at];
+    let switched = core.store.query_one(client, &sql.switch, &params);
+    let set = core.store.query_one(client, &sql.set_generation, &[]);
+    let (switched, set) = join(switched, set).await;
+    let switched = switched?;
+    if switched.get::<_, i64>("done") == 0 {
+        return Err(overtaken(core, client, activation).await?);
+    }
+    let moved = usize::try_from(switched.get::<_, i64>("moved")).unwrap_or_default();
+    assert_eq!(
+        moved,
+        change.incoming.len() + change.outgoing.len(),
+        "BUG: a switch moved other rows than it marked"
+    );
+    // The switch is committed. Without the new generation everybody looks again a little later.
+    if let Err(error) = set {
+        warn!(error = %chain(&error), "switched, but the generation was not set");
+    }
+    tell(&core.store, client).await;
+    Ok(())
+}
+
+/// Patches write the same rows: no pause.
+pub(super) async fn switch_patches(
+    core: &Core,
+    client: &Client,
+    activation: Started,
+    change: &Change,
+) -> Result<Pause, ActivateError> {
+    let ((incoming, in_versions), (outgoing, out_versions)) =
+        (texts(&change.incoming), texts(&change.outgoing));
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&activation.id, &activation.token, &incoming, &in_versions, &outgoing, &out_versions];
+    let switched = core.store.query(client, &core.store.sql.switch_patches, &params);
+    let set = core.store.query_one(client, &core.store.sql.set_generation, &[]);
+    let (switched, _set) = join(switched, set).await;
+    if switched?.len() != change.incoming.len() + change.outgoing.len() {
+        return Err(overtaken(core, client, activation).await?);
+    }
+    tell(&core.store, client).await;
+    Ok(Pause::default())
+}
+
+fn is_constraint(error: &tokio_postgres::Error, name: &str) -> bool {
+    error.as_db_error().and_then(|db| db.constraint()) == Some(name)
+}

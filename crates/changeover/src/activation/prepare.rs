@@ -1,0 +1,114 @@
+//! Before the pause: everything that can be done while everybody writes.
+
+use std::time::Instant;
+
+use tokio::time::sleep;
+use tokio_postgres::Client;
+
+use super::{ActivateError, ActivateOptions, ActivationProgress, OnActivation, in_flight};
+use crate::core::Core;
+use crate::instances;
+use crate::registration;
+use crate::replayer::{self, ReplayProgress};
+use crate::words::plan::{Plan, Step};
+
+/// How often is looked whether what we wait for has happened.
+const POLL: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// Everything that can be done while everybody writes.
+pub(super) async fn prepare(
+    core: &Core,
+    client: &mut Client,
+    options: &ActivateOptions,
+    plan: &Plan,
+    on_progress: OnActivation<'_>,
+) -> Result<(), ActivateError> {
+    for step in &plan.steps {
+        if let Step::Activate { projector, .. } = step {
+            let registered = &core.configuration.projectors[projector];
+            registration::register(&core.store, client, registered, &options.requested_by).await?;
+        }
+    }
+    catch_up(core, options, plan, on_progress).await?;
+    wait_for_instances(core, client, options, on_progress).await?;
+    // Instances may have taken long to show up.
+    catch_up(core, options, plan, on_progress).await?;
+    wait_for_old_appends(core, client, options, on_progress).await
+}
+
+async fn catch_up(
+    core: &Core,
+    options: &ActivateOptions,
+    plan: &Plan,
+    on_progress: OnActivation<'_>,
+) -> Result<(), ActivateError> {
+    let report = |progress: &ReplayProgress| on_progress(ActivationProgress::Replaying(progress.clone()));
+    for step in &plan.steps {
+        if let Step::Replay { projector, .. } = step {
+            let registered = &core.configuration.projectors[projector];
+            let limit = Some(options.catch_up_timeout);
+            replayer::replay(
+                core,
+                registered,
+                &options.requested_by,
+                options.catch_up_lag_events,
+                limit,
+                &report,
+            )
+            .await
+            .map(drop)?;
+        }
+    }
+    Ok(())
+}
+
+async fn wait_for_instances(
+    core: &Core,
+    client: &Client,
+    options: &ActivateOptions,
+    on_progress: OnActivation<'_>,
+) -> Result<(), ActivateError> {
+    let wanted = options.wait_for_instances;
+    if wanted == 0 {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let mut reported = None;
+    loop {
+        let seen = instances::alive_with(&core.store, client, &core.configuration.versions()).await?;
+        if reported != Some(seen) {
+            on_progress(ActivationProgress::WaitingForInstances { seen, wanted });
+            reported = Some(seen);
+        }
+        if seen >= wanted {
+            return Ok(());
+        }
+        if started.elapsed() > options.instances_timeout {
+            return Err(ActivateError::Instances { seen, wanted, after: started.elapsed() });
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// A transaction that has been open for long would likely outlast the pause.
+async fn wait_for_old_appends(
+    core: &Core,
+    client: &Client,
+    options: &ActivateOptions,
+    on_progress: OnActivation<'_>,
+) -> Result<(), ActivateError> {
+    let started = Instant::now();
+    loop {
+        let limit = options.pause_limit.as_secs_f64() / 2.0;
+        let mut old = in_flight(&core.store, client).await?;
+        old.retain(|blocker| blocker.age_secs.is_none_or(|age| age > limit));
+        if old.is_empty() {
+            return Ok(());
+        }
+        if started.elapsed() > options.drain_timeout {
+            return Err(ActivateError::Blocked { blockers: old, after: started.elapsed() });
+        }
+        on_progress(ActivationProgress::WaitingForAppends(old));
+        sleep(POLL).await;
+    }
+}
