@@ -501,6 +501,16 @@ impl Changeover {
         activation::give_back(&self.core.store, &client, None, "aborted", &reason, false).await
     }
 
+    /// Ends one activation, if it has not switched yet: what whoever performs it does when told to stop. Returns whether it
+    /// was still open.
+    pub async fn abort_one(&self, activation: i64, requested_by: &str) -> Result<bool, StoreError> {
+        let client = self.core.store.single().await?;
+        let reason = format!("aborted by {requested_by}");
+        let ended =
+            activation::give_back(&self.core.store, &client, Some(activation), "aborted", &reason, false).await?;
+        Ok(!ended.is_empty())
+    }
+
     /// Retires one projector without another version in its place, by the same pause as an activation. Its tables and its
     /// checkpoint are kept.
     pub async fn deactivate(

@@ -62,3 +62,8 @@ pub use crate::words::position::{Generation, Position, Revision};
 pub use crate::words::readiness::{Readiness, ReadyState};
 pub use crate::words::state::{Delivery, IllegalMove, Move, ProjectorState};
 pub use crate::words::version::{Difference, difference};
+
+/// The example in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -76,6 +76,11 @@ impl Default for ActivateOptions {
 pub enum ActivationProgress {
     /// What it will do.
     Planned(Plan),
+    /// It has its number in the history: what [`Changeover::abort_one`](crate::Changeover::abort_one) takes.
+    Started {
+        /// The number.
+        activation: i64,
+    },
     /// A version is being replayed.
     Replaying(ReplayProgress),
     /// It waits for instances of the new configuration: how many there are, how many there have to be.
@@ -286,6 +291,7 @@ async fn perform(
 ) -> Result<Activated, ActivateError> {
     let change = Change::of(&plan, core);
     let activation = start(core, &client, options, &change, registry).await?;
+    on_progress(ActivationProgress::Started { activation: activation.id });
     let paused = match prepare::prepare(core, &mut client, options, &plan, on_progress).await {
         Ok(()) if plan.needs_no_pause() => pause::switch_patches(core, &client, activation, &change).await,
         Ok(()) => pause::pause(core, &client, options, activation, &change, on_progress).await,

@@ -38,7 +38,7 @@ impl Appended {
     }
 }
 
-/// Why nothing was appended. Except for the last three, the caller's transaction is as it was before.
+/// Why nothing was appended. Except for the last four, the caller's transaction is as it was before.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
@@ -85,6 +85,15 @@ pub enum AppendError {
         /// The stream.
         stream: StreamName,
     },
+    /// Somebody changed a row of an inline projector after this transaction took its snapshot. The transaction is to be
+    /// rolled back, and may be run again; in READ COMMITTED this does not happen.
+    #[error(
+        "this transaction's snapshot is older than a row that inline projector {projector} has to change; roll it back and run it again"
+    )]
+    StaleSnapshot {
+        /// The projector.
+        projector: ProjectorName,
+    },
     /// The database did not do as asked. The transaction is to be rolled back.
     #[error("the database refused the append")]
     Store(#[from] StoreError),
@@ -95,7 +104,7 @@ impl AppendError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Refused(refused) => refused.is_retryable(),
-            Self::Contended { .. } => true,
+            Self::Contended { .. } | Self::StaleSnapshot { .. } => true,
             Self::Store(error) => error.is_retryable(),
             Self::Projector { source, .. } => source.is_retryable(),
             Self::Conflict { .. } | Self::Encode(_) | Self::TooLarge { .. } => false,
@@ -227,10 +236,8 @@ impl Appending<'_> {
     pub(crate) async fn alone(&self, client: &mut Client) -> Result<Appended, AppendError> {
         loop {
             let decided = self.decider.admit(self.activation_wait).await?;
-            let inline = decided.inline.iter().filter(|p| self.new.types.iter().any(|ty| p.handles(ty)));
-            let mut inline = inline.map(|p| p.projector.needs_transaction()).peekable();
-            let between = inline.peek().is_some() || self.expected == Expected::Any;
-            let tried = if inline.any(|needs_transaction| needs_transaction) {
+            let (between, in_transaction) = self.needs(&decided);
+            let tried = if in_transaction {
                 self.attempt_in_transaction(client, &decided).await?
             } else if between {
                 self.attempt_between(client, &decided).await?
@@ -242,6 +249,16 @@ impl Appending<'_> {
                 Tried::Stale { seen, .. } => drop(self.decider.after(seen).await?),
             }
         }
+    }
+
+    /// Whether an append must run between BEGIN and COMMIT, and whether a projector wants the transaction in hand.
+    ///
+    /// A function of its own: were the iterator part of the future, that would not be `Send` for callers who box it.
+    fn needs(&self, decided: &Decided) -> (bool, bool) {
+        let inline = decided.inline.iter().filter(|p| self.new.types.iter().any(|ty| p.handles(ty)));
+        let mut inline = inline.map(|p| p.projector.needs_transaction()).peekable();
+        let between = inline.peek().is_some() || self.expected == Expected::Any;
+        (between, inline.any(|needs_transaction| needs_transaction))
     }
 
     /// One try in a transaction, for projectors that want it in hand.
@@ -316,7 +333,7 @@ impl Appending<'_> {
         }));
         let (locked, row, loaded) = join3(locks, append.query(on, &params), loaded).await;
         drop(loads);
-        locked?;
+        let isolation = locked?.map(|row| row.get::<_, String>("isolation"));
         let row = match row {
             Ok(rows) => rows.into_iter().next().expect("BUG: append gives one row"),
             Err(error) => return Err(self.contended(error)),
@@ -325,6 +342,9 @@ impl Appending<'_> {
             stale @ Tried::Stale { .. } => Ok(stale),
             Tried::Appended(appended) => {
                 let loaded = loaded.into_iter().collect::<Result<Vec<_>, _>>()?;
+                if let Some(isolation) = isolation.filter(|isolation| isolation != "read committed") {
+                    inline.check_snapshot(self, on, &isolation, &loaded).await?;
+                }
                 inline.apply(self, on, &appended, row.get("recorded_at"), loaded).await?;
                 Ok(Tried::Appended(appended))
             }
@@ -374,10 +394,10 @@ async fn optional(
     ready: Option<&Ready<'_>>,
     on: On<'_>,
     params: &[&(dyn ToSql + Sync)],
-) -> Result<(), StoreError> {
+) -> Result<Option<Row>, StoreError> {
     match ready {
-        Some(ready) => ready.query(on, params).await.map(drop),
-        None => Ok(()),
+        Some(ready) => Ok(ready.query(on, params).await?.pop()),
+        None => Ok(None),
     }
 }
 
@@ -426,6 +446,43 @@ impl<'d> Inline<'d> {
 
     fn loads(&self) -> Vec<Load<'_>> {
         self.batches.iter().flat_map(|batch| batch.decoded.loads()).collect()
+    }
+
+    /// In an isolation level with one snapshot for the whole transaction, a row that somebody committed after that snapshot
+    /// cannot be seen. Writing it fails by itself; taking it for absent would not, so whether it is there is asked outside.
+    async fn check_snapshot(
+        &self,
+        appending: &Appending<'_>,
+        on: On<'_>,
+        isolation: &str,
+        mut loaded: &[Vec<Row>],
+    ) -> Result<(), AppendError> {
+        let mut outside = None;
+        for InlineBatch { registered, decoded, .. } in &self.batches {
+            if registered.projector.needs_transaction() {
+                let isolation = isolation.to_owned();
+                return Err(failed(registered, ProjectError::NeedsReadCommitted { isolation }));
+            }
+            let row = appending.store.query_one(on, &appending.store.sql.own_xid, &[]).await?;
+            let xid: &str = row.get("xid");
+            let (own, rest) = loaded.split_at(decoded.loads().len());
+            loaded = rest;
+            for load in decoded.unseen(own, xid).map_err(|source| failed(registered, source))? {
+                let client = match &outside {
+                    Some(client) => client,
+                    None => outside.insert(appending.store.single().await?),
+                };
+                let params: Vec<&(dyn ToSql + Sync)> =
+                    load.params.iter().map(|param| &**param as _).collect();
+                let count = appending.store.query_one(client, load.sql, &params).await?;
+                if count.get::<_, i64>("rows") > 0 {
+                    return Err(AppendError::StaleSnapshot {
+                        projector: registered.target.projector.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn apply(

@@ -3,8 +3,8 @@
 //! A batch costs one statement to load a table's rows, one to write and, where rows went away, one to delete them,
 //! whatever the number of events. Rows are folded in memory, in position order.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -154,6 +154,12 @@ pub trait Touched<E>: Send + Sync {
     #[doc(hidden)]
     fn load(&self) -> Option<LoadRows<'_>>;
     #[doc(hidden)]
+    fn unseen<'d>(
+        &'d self,
+        loaded: &[tokio_postgres::Row],
+        xid: &'d str,
+    ) -> Result<Option<LoadRows<'d>>, ProjectError>;
+    #[doc(hidden)]
     fn fold(
         &mut self,
         loaded: &[tokio_postgres::Row],
@@ -173,6 +179,7 @@ struct TableOf<T> {
     definition: String,
     indexes: String,
     load: Sql,
+    unseen: Sql,
     upsert: Sql,
     delete: Sql,
     row: PhantomData<fn() -> T>,
@@ -229,6 +236,13 @@ impl<T: Fold> TableOf<T> {
                 text: format!("SELECT {loaded} FROM {from_keys} JOIN {table} t ON {same_key}"),
                 types: types(&keys),
             },
+            unseen: Sql {
+                text: format!(
+                    "SELECT count(*) AS rows FROM {from_keys} JOIN {table} t ON {same_key} WHERE t.xmax::text <> ${}",
+                    keys.len() + 1
+                ),
+                types: keys.iter().map(|key| key.array.clone()).chain([Type::TEXT]).collect(),
+            },
             upsert: Sql {
                 text: format!(
                     "INSERT INTO {table} ({names}) SELECT * FROM unnest({}) ON CONFLICT ({key_names}) {on_conflict}",
@@ -279,7 +293,7 @@ struct TouchedRows<'p, T: Fold> {
 }
 
 fn by_key<'d, K: Key>(sql: &'d Sql, keys: impl Iterator<Item = &'d K>) -> LoadRows<'d> {
-    LoadRows(Load { sql, params: boxed(ColumnArray::transpose(keys.map(Key::values), sql.types.len())) })
+    LoadRows(Load { sql, params: boxed(ColumnArray::transpose(keys.map(Key::values))) })
 }
 
 fn boxed<'d>(columns: Vec<ColumnArray<'d>>) -> Vec<Box<dyn ToSql + Sync + Send + 'd>> {
@@ -309,6 +323,24 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
 
     fn load(&self) -> Option<LoadRows<'_>> {
         (!self.rows.is_empty()).then(|| by_key(&self.table.load, self.rows.keys()))
+    }
+
+    fn unseen<'d>(
+        &'d self,
+        loaded: &[tokio_postgres::Row],
+        xid: &'d str,
+    ) -> Result<Option<LoadRows<'d>>, ProjectError> {
+        let seen = loaded
+            .iter()
+            .map(|row| Ok(T::from_row(row)?.key()))
+            .collect::<Result<HashSet<_>, ProjectError>>()?;
+        let mut absent = self.rows.keys().filter(|key| !seen.contains(*key)).peekable();
+        if absent.peek().is_none() {
+            return Ok(None);
+        }
+        let LoadRows(mut load) = by_key(&self.table.unseen, absent);
+        load.params.push(Box::new(xid));
+        Ok(Some(LoadRows(load)))
     }
 
     fn fold(
@@ -346,8 +378,7 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
             .collect();
         let mut writes = Vec::new();
         if !kept.is_empty() {
-            let columns =
-                ColumnArray::transpose(kept.iter().map(|row| row.values()), self.table.columns.len());
+            let columns = ColumnArray::transpose(kept.iter().map(|row| row.values()));
             writes.push(LoadRows(Load { sql: &self.table.upsert, params: boxed(columns) }));
         }
         if !gone.is_empty() {
@@ -407,6 +438,16 @@ impl<E: Send + Sync> Decoded for FoldBatch<'_, E> {
 
     fn loads(&self) -> Vec<Load<'_>> {
         self.touched.iter().filter_map(|touched| touched.load()).map(|LoadRows(load)| load).collect()
+    }
+
+    fn unseen<'d>(
+        &'d self,
+        loaded: &[Vec<tokio_postgres::Row>],
+        xid: &'d str,
+    ) -> Result<Vec<Load<'d>>, ProjectError> {
+        let loading = self.touched.iter().filter(|touched| touched.load().is_some());
+        let unseen = loading.zip(loaded).map(|(touched, loaded)| touched.unseen(loaded, xid));
+        unseen.map(|load| Ok(load?.map(|LoadRows(load)| load))).filter_map(Result::transpose).collect()
     }
 
     fn place(&mut self, placed: &[RawEvent]) {

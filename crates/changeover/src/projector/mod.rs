@@ -47,6 +47,14 @@ pub enum ProjectError {
         /// Its type.
         event_type: String,
     },
+    /// A SQL projector was to be fed inside a transaction whose snapshot may be too old for what it reads.
+    #[error(
+        "a projector that runs its own SQL is fed inline only in READ COMMITTED, and this transaction is {isolation}: use READ COMMITTED, or feed the projector in the background"
+    )]
+    NeedsReadCommitted {
+        /// The transaction's isolation level.
+        isolation: String,
+    },
     /// The database refused what the projector wrote or read.
     #[error("the database refused the projector's statement")]
     Store(#[from] StoreError),
@@ -71,7 +79,7 @@ impl ProjectError {
             Self::Undecodable { position, event_type, .. }
             | Self::Panicked { position, event_type }
             | Self::KeyChanged { position, event_type, .. } => Some((*position, event_type)),
-            Self::Store(_) | Self::Projector(_) => None,
+            Self::NeedsReadCommitted { .. } | Self::Store(_) | Self::Projector(_) => None,
         }
     }
 
@@ -129,6 +137,10 @@ pub(crate) trait Decoded: Send + Sync {
     fn row_locks(&self) -> Vec<u64>;
     /// The statements that load those rows; they may be sent together with others.
     fn loads(&self) -> Vec<Load<'_>>;
+    /// Statements that count the rows which were touched, were not loaded, and are there all the same: rows that the
+    /// transaction's snapshot is too old to see. To be run outside it; the last parameter is its own xid, as text, since
+    /// rows that it deleted itself do not count.
+    fn unseen<'d>(&'d self, loaded: &[Vec<Row>], xid: &'d str) -> Result<Vec<Load<'d>>, ProjectError>;
     /// The events' places, once the log has given them (an inline projector decodes before the append).
     fn place(&mut self, placed: &[RawEvent]);
     /// Projects: turns loaded rows and events into writes, and writes.

@@ -142,12 +142,10 @@ pub(crate) struct ColumnArray<'a>(Vec<&'a (dyn ToSql + Sync)>);
 
 impl<'a> ColumnArray<'a> {
     /// Turns rows of values into columns of values.
-    pub(crate) fn transpose(
-        rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
-        width: usize,
-    ) -> Vec<Self> {
-        let mut columns: Vec<Self> = (0..width).map(|_| Self(Vec::new())).collect();
+    pub(crate) fn transpose(rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>) -> Vec<Self> {
+        let mut columns: Vec<Self> = Vec::new();
         for row in rows {
+            columns.resize_with(row.len(), || Self(Vec::new()));
             for (column, value) in columns.iter_mut().zip(row) {
                 column.0.push(value);
             }

@@ -53,7 +53,8 @@ pub trait SqlProjector: Send + Sync + 'static {
     const NAME: &'static str;
     /// The version of tables, rows and code.
     const VERSION: Version;
-    /// When it is fed.
+    /// When it is fed. Inline works in READ COMMITTED alone: in any other isolation level its statements might not see the
+    /// rows that the append before has written.
     const DELIVERY: Delivery = Delivery::Background;
     /// What creates its tables; `{schema}` stands for the schema of its major version.
     const TABLES: &'static str;
@@ -141,6 +142,10 @@ impl<P: SqlProjector> Decoded for SqlBatch<'_, P> {
 
     fn loads(&self) -> Vec<Load<'_>> {
         Vec::new()
+    }
+
+    fn unseen<'d>(&'d self, _loaded: &[Vec<Row>], _xid: &'d str) -> Result<Vec<Load<'d>>, ProjectError> {
+        Ok(Vec::new())
     }
 
     fn place(&mut self, placed: &[RawEvent]) {

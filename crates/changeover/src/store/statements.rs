@@ -44,6 +44,7 @@ statements! {
     lock_stream(TEXT);
     lock_keys(INT4_ARRAY);
     holds_lease();
+    own_xid();
     horizon();
     in_flight();
     read(INT8, INT8, TEXT_ARRAY, INT8, INT8);

@@ -7,7 +7,7 @@ use super::fingerprint::Fingerprint;
 use super::names::ProjectorName;
 use super::position::Position;
 use super::state::{Delivery, ProjectorState};
-use super::version::{Difference, difference};
+use super::version::{Difference, difference, may_share_rows};
 
 /// A projector version of the configuration that is to become active.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,8 +210,13 @@ fn tables_of<'a>(tables: &'a [KnownTables], target: &Target) -> Option<&'a Known
 /// What stands in the way of registering one projector version.
 pub(crate) fn obstacle(target: &Target, known: &[Known], tables: &[KnownTables]) -> Option<Obstacle> {
     let Target { projector, version, .. } = target.clone();
-    let row = known.iter().find(|row| row.projector == projector && row.version == version);
-    if row.is_some_and(|row| row.fingerprint != target.fingerprint.as_str()) {
+    // Patches write side by side, so they must agree in everything that is in the fingerprint.
+    let other = |row: &&Known| {
+        row.projector == projector
+            && may_share_rows(&row.version, &version)
+            && row.fingerprint != target.fingerprint.as_str()
+    };
+    if known.iter().any(|row| other(&row)) {
         return Some(Obstacle::OtherDefinition { projector, version });
     }
     let own = tables_of(tables, target)?;

@@ -3,7 +3,7 @@
 use crate::rules::{Rules, SwitchCondition};
 use crate::scenes::Tables;
 use crate::world::{
-    Action, Breach, Changeover, Delivery, Position, Rows, State, States, Token, Version, World,
+    Action, Breach, Changeover, Delivery, Generation, Position, Rows, State, States, Token, Version, World,
 };
 
 /// What an activator does next.
@@ -46,10 +46,10 @@ pub(crate) struct Activator {
     next: Step,
     horizon: Position,
     has_claim: bool,
-    /// The tail it has read, and not yet committed, as the rows will be.
+    /// The rows as they will be with the tail that it has read and not committed yet.
     fed: Rows,
     /// The generation before its own, noted by the one mutant that computes the next from it.
-    noted_generation: u8,
+    noted_generation: Generation,
 }
 
 impl Activator {

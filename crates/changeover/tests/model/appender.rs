@@ -4,7 +4,9 @@
 //! between two steps. A process that is frozen is one that makes no step for long, so all freezes are covered.
 
 use crate::rules::Rules;
-use crate::world::{Breach, Changeover, Delivery, Generation, Log, Position, Rows, State, Version, World};
+use crate::world::{
+    Breach, Changeover, Delivery, Generation, Log, Position, Rows, State, States, Version, World,
+};
 
 /// What an appender does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,12 +78,19 @@ impl Appender {
         self.next == Step::Wait && self.awaited_by != 0
     }
 
+    /// Does it wait although its configuration is the active one?
+    pub(crate) fn is_kept_waiting(&self, states: States) -> bool {
+        self.next == Step::Wait && states.admit(self.configuration)
+    }
+
     pub(crate) fn can_step(&self, world: &World, model: &Changeover) -> bool {
         match self.next {
             // It looks again whenever the generation moves, and on a timer underneath: waking is a hint only. A look
             // that would find the same again is left out.
             Step::Wait => {
-                world.database.generation != self.decided || world.database.states.admit(self.configuration)
+                world.database.generation != self.decided
+                    || (model.rules.look_again_on_a_timer()
+                        && world.database.states.admit(self.configuration))
             }
             Step::LockKeys => !world.database.keys_locked[model.scene.tables_of(self.configuration)],
             Step::Ended => false,

@@ -2,10 +2,10 @@
 //!
 //! A model that cannot fail proves nothing. So each mutant must be caught, by the promise that its rule is for.
 
-use crate::properties::{P1, P2, P2_SWITCH, P3, P4, P4_END, P4_FREEZE, P4_PAUSE};
+use crate::properties::{P1, P2, P2_SWITCH, P3, P4, P4_END, P4_FREEZE, P4_PAUSE, P4_SERVES};
 use crate::rules::Change;
 use crate::scenes::{
-    APPENDING, COMPETING, GOING_BACK, MENDING, PUBLISHING, RACING_BEHIND, RACING_SMALL, REPLAYING, Scene,
+    APPENDING, COMPETING, GOING_BACK, MENDING, RACING_BEHIND, RACING_SMALL, REPLAYING, Scene,
 };
 
 /// A rule broken.
@@ -29,25 +29,27 @@ const fn mutant(
 
 /// What appenders, publishers and readers could do wrong, then what activators could.
 #[rustfmt::skip]
-pub(crate) static MUTANTS: [Mutant; 29] = [
+pub(crate) static MUTANTS: [Mutant; 31] = [
     mutant("check before lease", Change::CheckBeforeLease, &APPENDING, P1),
+    mutant("check before presence", Change::CheckBeforePresence, &COMPETING, P1),
     mutant("positions before lease", Change::PositionsBeforeLease, &APPENDING, P3),
     mutant("positions before keys", Change::PositionsBeforeKeys, &REPLAYING, P2),
     mutant("keys not locked", Change::KeysNotLocked, &REPLAYING, P2),
     mutant("lease dropped before the commit", Change::LeaseDroppedBeforeCommit, &APPENDING, P3),
     mutant("lease kept while waiting for an activation", Change::LeaseKeptWhileWaiting, &APPENDING, P4_PAUSE),
     mutant("states read before the generation", Change::StatesReadBeforeGeneration, &APPENDING, P1),
+    mutant("waiting for the generation to move, without a timer", Change::WokenByTheGenerationOnly, &APPENDING, P4_SERVES),
     mutant("no lease in the horizon", Change::NoLeaseInTheHorizon, &APPENDING, P3),
     mutant("snapshot taken before the horizon look", Change::SnapshotBeforeHorizon, &APPENDING, P3),
     mutant("checkpoint not claimed", Change::CheckpointNotClaimed, &COMPETING, P2),
-    mutant("checkpoint moved in another transaction than the rows", Change::CheckpointInAnotherTransaction, &PUBLISHING, P2),
+    mutant("checkpoint moved in another transaction than the rows", Change::CheckpointInAnotherTransaction, &COMPETING, P2),
     mutant("replayer not admitted", Change::ReplayerNotAdmitted, &REPLAYING, P2),
     mutant("generation set before the states commit", Change::GenerationSetBeforeMark, &APPENDING, P1),
     mutant("generation not set after the mark", Change::GenerationNotSet, &APPENDING, P1),
     mutant("generation used twice", Change::GenerationUsedTwice, &RACING_BEHIND, P1),
     mutant("leases looked at before the generation is set", Change::LookedBeforeGeneration, &APPENDING, P1),
     mutant("no waiting for leases", Change::LeasesNotWaitedFor, &APPENDING, P1),
-    mutant("no waiting for presences", Change::PresencesNotWaitedFor, &PUBLISHING, P1),
+    mutant("no waiting for presences", Change::PresencesNotWaitedFor, &COMPETING, P1),
     mutant("tail not fed", Change::TailNotFed, &APPENDING, P2_SWITCH),
     mutant("tail fed up to last_value without the token", Change::TailFedWithoutToken, &APPENDING, P2),
     mutant("tail fed to the leases, but only once", Change::TailFedToTheLeasesOnce, &APPENDING, P2_SWITCH),
@@ -98,7 +100,7 @@ pub(crate) static VARIATIONS: [Variation; 6] = [
     Variation {
         name: "tail of a background version fed without the token, to the leases, until nothing is left of it",
         change: Change::TailFedToTheLeases,
-        scenes: &[&APPENDING, &RACING_BEHIND, &PUBLISHING],
+        scenes: &[&APPENDING, &RACING_BEHIND, &COMPETING],
         why: "what lies below every lease is final, whoever reads it and when",
     },
     Variation {

@@ -12,6 +12,7 @@ pub(crate) const P3: &str = "P3: the reader skips nothing";
 pub(crate) const P4: &str = "P4: exactly one version is active";
 pub(crate) const P4_END: &str = "P4: no activation is left half done";
 pub(crate) const P4_FREEZE: &str = "P4: a frozen activator is not needed to end its activation";
+pub(crate) const P4_SERVES: &str = "P4: once an activation is over, the active version serves";
 pub(crate) const P4_PAUSE: &str = "P4: no activation waits for somebody who waits for it";
 
 /// Not a promise: it must be found.
@@ -41,6 +42,10 @@ pub(crate) fn all() -> Vec<Property<Changeover>> {
         }),
         Property::always(P4_FREEZE, |model: &Changeover, world: &World| {
             world.database.states.activating().is_none() || Expirer::can_do(world, model.rules).is_some()
+        }),
+        Property::always(P4_SERVES, |model: &Changeover, world: &World| {
+            let states = world.database.states;
+            world.appenders.iter().all(|appender| !appender.is_kept_waiting(states)) || goes_on(model, world)
         }),
         Property::always(P4_PAUSE, |_, world: &World| {
             world.appenders.iter().all(|appender| !appender.waits_for_its_waiter())

@@ -96,7 +96,10 @@ impl Publisher {
             Step::ReadGeneration => {
                 database.log.reaches_past(database.checkpoints[model.scene.tables_of(self.version)])
             }
-            Step::Wait => database.generation != self.decided || self.admitted_by(database),
+            Step::Wait => {
+                database.generation != self.decided
+                    || (model.rules.look_again_on_a_timer() && self.admitted_by(database))
+            }
             Step::Ended => false,
             _ => true,
         }

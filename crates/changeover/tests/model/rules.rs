@@ -15,12 +15,14 @@ use crate::world::Delivery;
 pub(crate) enum Change {
     // Append and publish.
     CheckBeforeLease,
+    CheckBeforePresence,
     PositionsBeforeLease,
     PositionsBeforeKeys,
     KeysNotLocked,
     LeaseDroppedBeforeCommit,
     LeaseKeptWhileWaiting,
     StatesReadBeforeGeneration,
+    WokenByTheGenerationOnly,
     NoLeaseInTheHorizon,
     SnapshotBeforeHorizon,
     CheckpointNotClaimed,
@@ -109,6 +111,11 @@ impl Rules {
         self.change == Some(Change::LeaseKeptWhileWaiting)
     }
 
+    /// Do those who wait look at the states again on a timer, and not only when the generation moves?
+    pub(crate) fn look_again_on_a_timer(self) -> bool {
+        self.change != Some(Change::WokenByTheGenerationOnly)
+    }
+
     /// The steps by which the log is read.
     pub(crate) fn read(self) -> &'static [Read] {
         match self.change {
@@ -128,7 +135,9 @@ impl Rules {
     pub(crate) fn publish(self, purpose: Purpose) -> &'static [Publish] {
         use Publish::{Admit, Claim, ReadGeneration, ReadStates, TakePresence};
         match (self.change, purpose) {
-            (Some(Change::CheckBeforeLease), _) => &[ReadGeneration, ReadStates, Admit, TakePresence, Claim],
+            (Some(Change::CheckBeforePresence), _) => {
+                &[ReadGeneration, ReadStates, Admit, TakePresence, Claim]
+            }
             (Some(Change::ReplayerNotAdmitted), Purpose::Replay) => &[ReadGeneration, ReadStates, Claim],
             _ => &[ReadGeneration, ReadStates, TakePresence, Admit, Claim],
         }

@@ -117,10 +117,10 @@ pub(crate) static MENDING_BEHIND: Scene = Scene {
     ..PUBLISHING
 };
 
-/// All of them.
+/// All of them, the largest first.
 pub(crate) static SCENES: [&Scene; 10] = [
-    &APPENDING,
     &RACING,
+    &APPENDING,
     &RACING_SMALL,
     &RACING_BEHIND,
     &PUBLISHING,

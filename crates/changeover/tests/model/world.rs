@@ -76,21 +76,17 @@ impl Log {
 
     /// The positions above `from`, up to and with `to`.
     pub(crate) fn between(self, from: Position, to: Position) -> Log {
-        (from..to).map(|before| before + 1).filter(|&position| self.contains(position)).fold(
-            Log::EMPTY,
-            |mut log, position| {
-                log.insert(position);
-                log
-            },
-        )
-    }
-
-    fn contains(self, position: Position) -> bool {
-        self.0 & (1 << position) != 0
+        let up_to = |position: Position| (2 << position) - 1_u16;
+        Log(self.0 & up_to(to) & !up_to(from))
     }
 
     fn positions(self) -> impl Iterator<Item = Position> {
-        (1..16).filter(move |&position| self.contains(position))
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let position = (left != 0).then(|| (left.trailing_zeros() & 0xf) as Position);
+            left &= left.wrapping_sub(1);
+            position
+        })
     }
 
     /// Does it hold anything above `position`?

@@ -1,4 +1,6 @@
--- lock_keys: one append at a time for each bucket of row keys of inline projectors, in one sorted order.
+-- lock_keys: one append at a time for each bucket of row keys of inline projectors, in one sorted order. Tells the isolation
+-- level, since only READ COMMITTED then sees the rows as the append before left them.
 -- $1 buckets, sorted
-SELECT count(pg_advisory_xact_lock('{schema}.checkpoints'::regclass::oid::integer, bucket)::text)
+SELECT count(pg_advisory_xact_lock('{schema}.checkpoints'::regclass::oid::integer, bucket)::text),
+       current_setting('transaction_isolation') AS isolation
 FROM unnest($1::integer[]) AS bucket;

@@ -1,0 +1,127 @@
+//! The SQL in `deploy/`: under its roles the pipeline migrates and activates, and instances create nothing.
+
+use std::process::Command;
+use std::time::Duration;
+
+use changeover::semver::Version;
+use changeover::{
+    ActivateOptions, Builder, Changeover, Configuration, Expected, Fold, FoldProjector, ReadyState, Recorded, Row,
+    StreamName, WhenNothingIsActive,
+};
+use changeover_testkit::{Cluster, eventually};
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+enum OrderEvent {
+    Placed { customer: String },
+}
+
+#[derive(Row, Clone)]
+#[row(table = "orders")]
+struct Order {
+    #[row(key)]
+    id: String,
+    customer: String,
+}
+
+impl Fold for Order {
+    type Event = OrderEvent;
+
+    fn keys(_: &OrderEvent, stream: &StreamName) -> impl IntoIterator<Item = String> {
+        [stream.to_string()]
+    }
+
+    fn fold(_: Option<Self>, id: &String, event: &Recorded<OrderEvent>) -> Option<Self> {
+        let OrderEvent::Placed { customer } = &event.data;
+        Some(Order { id: id.clone(), customer: customer.clone() })
+    }
+}
+
+struct Orders1;
+
+impl FoldProjector for Orders1 {
+    const NAME: &'static str = "orders";
+    const VERSION: Version = Version::new(1, 0, 0);
+    type Event = OrderEvent;
+    type Tables = (Order,);
+}
+
+struct Orders2;
+
+impl FoldProjector for Orders2 {
+    const NAME: &'static str = "orders";
+    const VERSION: Version = Version::new(2, 0, 0);
+    type Event = OrderEvent;
+    type Tables = (Order,);
+}
+
+fn as_role(cluster: &Cluster, role: &str, configuration: Configuration) -> Builder {
+    let mut config = cluster.config();
+    config.user(role).dbname("shop");
+    Changeover::builder(config)
+        .application(role, "1.0.0")
+        .configuration(configuration)
+        .when_nothing_is_active(WhenNothingIsActive::Refuse)
+}
+
+fn order(customer: &str) -> [OrderEvent; 1] {
+    [OrderEvent::Placed { customer: customer.to_owned() }]
+}
+
+#[tokio::test]
+async fn with_the_roles_of_the_deployment_instances_create_nothing() {
+    // One of its own: roles belong to a whole server.
+    let cluster = Cluster::start().unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/sql/01-database.sql");
+    for _ in 0..2 {
+        let mut psql = Command::new(cluster.bin("psql"));
+        let ran = psql.args(["-q", "-v", "database=shop", "-f", file, &cluster.url("postgres")]).output().unwrap();
+        assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
+    }
+    let release = |role: &str| as_role(&cluster, role, Configuration::new().fold(Orders1).unwrap());
+    let next_release = |role: &str| as_role(&cluster, role, Configuration::new().fold(Orders2).unwrap());
+
+    assert!(release("shop_app").migrate().await.is_err(), "an instance may create our schema");
+    release("shop_deploy").migrate().await.unwrap();
+    let instance = release("shop_app").connect().await.unwrap();
+    let running = instance.start();
+    let pipeline = release("shop_deploy").connect().await.unwrap();
+    let _ = pipeline.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
+    eventually(Duration::from_secs(5), || async { instance.readiness().state == ReadyState::Active }).await;
+
+    let appended = instance.append(&"order-1".parse().unwrap(), Expected::NoStream, &order("Ada")).await.unwrap();
+    let projector = "orders".parse().unwrap();
+    instance.wait_for(&projector, appended.last().unwrap(), Duration::from_secs(5)).await.unwrap();
+
+    // Who blocks an activation is known to the pipeline, with its age, though it runs under another role.
+    let mut client = instance.pool().get().await.unwrap();
+    let tx = client.transaction().await.unwrap();
+    instance.append_in(&tx, &"order-2".parse().unwrap(), Expected::NoStream, &order("Grace")).await.unwrap();
+    let seen = pipeline.status().await.unwrap().in_flight;
+    assert!(matches!(&seen[..], [blocker] if blocker.age_secs.is_some()), "{seen:?}");
+    tx.commit().await.unwrap();
+
+    // The other way round an instance may not see everything, and still gets its answer.
+    let mut client = pipeline.pool().get().await.unwrap();
+    let tx = client.transaction().await.unwrap();
+    pipeline.append_in(&tx, &"order-3".parse().unwrap(), Expected::NoStream, &order("Edsger")).await.unwrap();
+    let seen = instance.status().await.unwrap().in_flight;
+    assert!(matches!(&seen[..], [blocker] if blocker.age_secs.is_none()), "{seen:?}");
+    tx.commit().await.unwrap();
+
+    let next = next_release("shop_app").connect().await.unwrap();
+    let next_running = next.start();
+    let pipeline = next_release("shop_deploy").connect().await.unwrap();
+    let options = ActivateOptions { wait_for_instances: 1, ..ActivateOptions::default() };
+    let _ = pipeline.activate(&options, &|_| {}).await.unwrap();
+    eventually(Duration::from_secs(5), || async { instance.readiness().state == ReadyState::Retired }).await;
+    let appended = next.append(&"order-4".parse().unwrap(), Expected::NoStream, &order("Barbara")).await.unwrap();
+    next.wait_for(&projector, appended.last().unwrap(), Duration::from_secs(5)).await.unwrap();
+    let client = next.pool().get().await.unwrap();
+    let orders = client.query_one("SELECT count(*) FROM orders_v2.orders", &[]).await.unwrap();
+    assert_eq!(orders.get::<_, i64>(0), 4);
+    let refused = client.batch_execute("CREATE SCHEMA mine").await.unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "42501", "an instance may create schemas: {refused}");
+    running.stop().await;
+    next_running.stop().await;
+}
