@@ -87,15 +87,18 @@ impl Samples {
 }
 
 /// One way of doing what is compared: runs one round of it and says what came out.
-pub(crate) type Variant<'v> = Box<dyn FnMut() -> BoxFuture<'v, Result<f64>> + 'v>;
+pub(crate) type Variant<'v, T> = Box<dyn Fn() -> BoxFuture<'v, Result<T>> + 'v>;
 
 /// Takes `rounds` rounds of each variant, in turn, and one of each before that counts for nothing.
-pub(crate) async fn in_turn(rounds: usize, variants: &mut [Variant<'_>]) -> Result<Vec<Vec<f64>>> {
-    let mut values = vec![Vec::new(); variants.len()];
+pub(crate) async fn in_turn<T, const N: usize>(
+    rounds: usize,
+    variants: [Variant<'_, T>; N],
+) -> Result<[Vec<T>; N]> {
+    let mut values = [const { Vec::new() }; N];
     for round in 0..=rounds {
         // Nobody is always the first, nor always the one after another.
-        let mut order: Vec<usize> = (0..variants.len()).collect();
-        order.rotate_left(round % variants.len());
+        let mut order: Vec<usize> = (0..N).collect();
+        order.rotate_left(round % N);
         if round % 2 == 1 {
             order.reverse();
         }

@@ -11,6 +11,7 @@
 //! | a network that fails | [`Proxy`] |
 //! | another instance of the application | [`Process`] |
 //! | to wait for what offers no signal | [`eventually`] |
+//! | to know whether many writers were served well | [`history`] |
 //!
 //! ```no_run
 //! use changeover_testkit::Database;
@@ -27,6 +28,7 @@
 mod address;
 mod cluster;
 mod database;
+pub mod history;
 mod home;
 mod leash;
 mod pgbouncer;

@@ -507,7 +507,8 @@ impl Changeover {
         let client = self.core.store.single().await?;
         let reason = format!("aborted by {requested_by}");
         let ended =
-            activation::give_back(&self.core.store, &client, Some(activation), "aborted", &reason, false).await?;
+            activation::give_back(&self.core.store, &client, Some(activation), "aborted", &reason, false)
+                .await?;
         Ok(!ended.is_empty())
     }
 

@@ -72,7 +72,7 @@ pub(crate) async fn registry(store: &Store, client: &Client) -> Result<Registry,
     })
 }
 
-/// What stands in the way of running this configuration at all; a stalled projector does not.
+/// What stands in the way of running this configuration at all.
 pub(crate) fn obstacles<'a>(
     configuration: &'a Configuration,
     registry: &'a Registry,
@@ -81,7 +81,6 @@ pub(crate) fn obstacles<'a>(
         .projectors
         .values()
         .filter_map(|registered| obstacle(&registered.target, &registry.known, &registry.tables))
-        .filter(|obstacle| !matches!(obstacle, Obstacle::Stalled { .. }))
 }
 
 /// Registers a version that is to be replayed or to take over in place: its row becomes *replaying*, its tables are there.
@@ -95,9 +94,7 @@ pub(crate) async fn register(
     let tx = client.transaction().await?;
     lock(store, &tx).await?;
     let registry = registry(store, tx.client()).await?;
-    if let Some(obstacle) = obstacle(&registered.target, &registry.known, &registry.tables)
-        && !matches!(obstacle, Obstacle::Stalled { .. })
-    {
+    if let Some(obstacle) = obstacle(&registered.target, &registry.known, &registry.tables) {
         return Err(obstacle.into());
     }
     create_tables(store, &tx, registered, false, &registry).await?;

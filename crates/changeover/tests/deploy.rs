@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use changeover::semver::Version;
 use changeover::{
-    ActivateOptions, Builder, Changeover, Configuration, Expected, Fold, FoldProjector, ReadyState, Recorded, Row,
-    StreamName, WhenNothingIsActive,
+    ActivateOptions, Builder, Changeover, Configuration, Expected, Fold, FoldProjector, ReadyState, Recorded,
+    Row, StreamName, WhenNothingIsActive,
 };
 use changeover_testkit::{Cluster, eventually};
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,8 @@ async fn with_the_roles_of_the_deployment_instances_create_nothing() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/sql/01-database.sql");
     for _ in 0..2 {
         let mut psql = Command::new(cluster.bin("psql"));
-        let ran = psql.args(["-q", "-v", "database=shop", "-f", file, &cluster.url("postgres")]).output().unwrap();
+        let ran =
+            psql.args(["-q", "-v", "database=shop", "-f", file, &cluster.url("postgres")]).output().unwrap();
         assert!(ran.status.success() && ran.stderr.is_empty(), "{}", String::from_utf8_lossy(&ran.stderr));
     }
     let release = |role: &str| as_role(&cluster, role, Configuration::new().fold(Orders1).unwrap());
@@ -89,7 +90,8 @@ async fn with_the_roles_of_the_deployment_instances_create_nothing() {
     let _ = pipeline.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
     eventually(Duration::from_secs(5), || async { instance.readiness().state == ReadyState::Active }).await;
 
-    let appended = instance.append(&"order-1".parse().unwrap(), Expected::NoStream, &order("Ada")).await.unwrap();
+    let appended =
+        instance.append(&"order-1".parse().unwrap(), Expected::NoStream, &order("Ada")).await.unwrap();
     let projector = "orders".parse().unwrap();
     instance.wait_for(&projector, appended.last().unwrap(), Duration::from_secs(5)).await.unwrap();
 
@@ -115,7 +117,8 @@ async fn with_the_roles_of_the_deployment_instances_create_nothing() {
     let options = ActivateOptions { wait_for_instances: 1, ..ActivateOptions::default() };
     let _ = pipeline.activate(&options, &|_| {}).await.unwrap();
     eventually(Duration::from_secs(5), || async { instance.readiness().state == ReadyState::Retired }).await;
-    let appended = next.append(&"order-4".parse().unwrap(), Expected::NoStream, &order("Barbara")).await.unwrap();
+    let appended =
+        next.append(&"order-4".parse().unwrap(), Expected::NoStream, &order("Barbara")).await.unwrap();
     next.wait_for(&projector, appended.last().unwrap(), Duration::from_secs(5)).await.unwrap();
     let client = next.pool().get().await.unwrap();
     let orders = client.query_one("SELECT count(*) FROM orders_v2.orders", &[]).await.unwrap();

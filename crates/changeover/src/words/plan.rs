@@ -188,7 +188,9 @@ pub fn plan(targets: &[Target], known: &[Known], tables: &[KnownTables]) -> Plan
             .map(|row| Step::Retire { projector: row.projector.clone(), version: row.version.clone() }),
     );
     steps.sort_by(|a, b| a.projector().cmp(b.projector()));
-    Plan { steps, obstacles: targets.iter().filter_map(|target| obstacle(target, known, tables)).collect() }
+    let defined = targets.iter().filter_map(|target| obstacle(target, known, tables));
+    let stalled = targets.iter().filter_map(|target| stalled(target, &steps, tables));
+    Plan { obstacles: defined.chain(stalled).collect(), steps }
 }
 
 impl Step {
@@ -207,7 +209,7 @@ fn tables_of<'a>(tables: &'a [KnownTables], target: &Target) -> Option<&'a Known
     tables.iter().find(|row| row.projector == target.projector && row.major == target.version.major)
 }
 
-/// What stands in the way of registering one projector version.
+/// What stands in the way of registering one projector version: another definition.
 pub(crate) fn obstacle(target: &Target, known: &[Known], tables: &[KnownTables]) -> Option<Obstacle> {
     let Target { projector, version, .. } = target.clone();
     // Patches write side by side, so they must agree in everything that is in the fingerprint.
@@ -223,7 +225,20 @@ pub(crate) fn obstacle(target: &Target, known: &[Known], tables: &[KnownTables])
     if own.tables_fingerprint != target.tables_fingerprint.as_str() {
         return Some(Obstacle::OtherTables { projector, version, major: own.major });
     }
-    own.stalled.clone().map(|error| Obstacle::Stalled { projector, version, error })
+    None
+}
+
+/// A stall is in the way of tables that have to reach the horizon before the switch. Elsewhere it is none: taking over in
+/// place may well be what mends it, and a projector that is kept is not touched.
+fn stalled(target: &Target, steps: &[Step], tables: &[KnownTables]) -> Option<Obstacle> {
+    let Target { projector, version, delivery, .. } = target.clone();
+    let fed = steps.iter().any(|step| match step {
+        Step::Replay { projector: own, .. } => *own == projector,
+        Step::Activate { projector: own, .. } => *own == projector && delivery == Delivery::Inline,
+        Step::Keep { .. } | Step::Retire { .. } => false,
+    });
+    let error = tables_of(tables, target).filter(|_| fed)?.stalled.clone()?;
+    Some(Obstacle::Stalled { projector, version, error })
 }
 
 #[cfg(test)]
@@ -335,7 +350,9 @@ mod tests {
 
         let mut stalled = tables("a", 1);
         stalled.stalled = Some("boom".to_owned());
-        let found = plan(&[target("a", "1.1.0")], &[], &[stalled]).obstacles;
+        let found = plan(&[target("a", "1.1.0")], &[], std::slice::from_ref(&stalled)).obstacles;
         assert!(matches!(found[..], [Obstacle::Stalled { .. }]));
+        let active = [known("a", "1.0.0", ProjectorState::Active)];
+        assert!(plan(&[target("a", "1.1.0")], &active, &[stalled]).obstacles.is_empty());
     }
 }

@@ -2,7 +2,8 @@
 SELECT l.virtualtransaction AS transaction, l.pid, a.application_name,
        CASE WHEN l.classid = '{schema}.events'::regclass THEN 'lease' ELSE 'presence' END AS holds,
        extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared))::double precision AS age_secs,
-       coalesce(a.state, 'prepared transaction ' || x.gid) AS doing
+       -- Its state is not shown to every role, and not of a session that ended between the two looks.
+       coalesce(a.state, 'prepared transaction ' || x.gid, 'state not visible') AS doing
 FROM pg_locks l
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction::text = l.virtualtransaction

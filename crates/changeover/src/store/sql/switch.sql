@@ -18,9 +18,16 @@ WITH done AS (
     -- What appends kept current has reached the horizon; what appends keep current from now on starts there.
     UPDATE {schema}.checkpoints c
     SET position = CASE WHEN c.inline OR after.inline THEN greatest(c.position, $3) ELSE c.position END,
-        inline = after.inline, updated_at = clock_timestamp()
+        inline = after.inline,
+        -- What stalled the code before may not stall the code that takes over.
+        stalled_since = CASE WHEN NOT after.active THEN c.stalled_since END,
+        error = CASE WHEN NOT after.active THEN c.error END,
+        error_position = CASE WHEN NOT after.active THEN c.error_position END,
+        error_type = CASE WHEN NOT after.active THEN c.error_type END,
+        updated_at = clock_timestamp()
     FROM (
-        SELECT m.projector, m.major, bool_or(m.state = 'active' AND m.delivery = 'inline') AS inline
+        SELECT m.projector, m.major, bool_or(m.state = 'active') AS active,
+               bool_or(m.state = 'active' AND m.delivery = 'inline') AS inline
         FROM moved m GROUP BY m.projector, m.major
     ) after
     WHERE c.projector = after.projector AND c.major = after.major

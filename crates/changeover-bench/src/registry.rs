@@ -1,0 +1,77 @@
+//! What an append costs while many projectors are registered, and many versions of them are remembered.
+
+use anyhow::Result;
+use changeover::{Changeover, Configuration, Expected, Running};
+use changeover_testkit::Database;
+use serde_json::json;
+
+use crate::append::appends;
+use crate::domain::{background, sixteen, sixteen_alike};
+use crate::measure::{Effort, in_turn};
+use crate::report::{Figure, Goal, Report};
+use crate::server::{Server, client, instance};
+
+/// Rows that many upgrades leave behind.
+const STATES: i32 = 200;
+
+/// The group `registry`.
+pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) -> Result<()> {
+    let one = Subject::start(server, background()).await?;
+    let sixteen = Subject::start(server, sixteen()).await?;
+    let alike = Subject::start(server, sixteen_alike()).await?;
+    let upgraded = Subject::start(server, background()).await?;
+    upgraded.remember_versions().await?;
+    for clients in [1, 8] {
+        let rounds = |subject: &Subject| {
+            let appends = appends(&subject.changeover, Expected::NoStream, effort, 1, clients);
+            Box::new(move || {
+                let round = appends();
+                // A closed loop: the clients share the time.
+                Box::pin(async move { Ok(1e6 / round.await?) }) as _
+            }) as _
+        };
+        let [one, sixteen, alike, upgraded] =
+            in_turn(effort.rounds, [rounds(&one), rounds(&sixteen), rounds(&alike), rounds(&upgraded)]).await?;
+        let compared = [
+            (16, "one handles them", 16, &sixteen, Goal::RatioAtMost(1.1)),
+            (16, "all handle them", 16, &alike, Goal::None),
+            (1, "it handles them", STATES, &upgraded, Goal::RatioAtMost(1.1)),
+        ];
+        for (projectors, events, states, cost, goal) in compared {
+            let params = json!({"projectors": projectors, "the_events": events, "rows_in_projector_states": states,
+                                "clients": clients, "beside": "1 projector, 1 row"});
+            report.add(Figure::compared("registry", params, "µs each append", (cost, &one), goal))?;
+        }
+    }
+    for subject in [one, sixteen, alike, upgraded] {
+        subject.running.stop().await;
+    }
+    Ok(())
+}
+
+/// An instance that publishes, with its database.
+struct Subject {
+    database: Database,
+    changeover: Changeover,
+    running: Running,
+}
+
+impl Subject {
+    async fn start(server: &Server, configuration: Configuration) -> Result<Self> {
+        let database = server.database().await;
+        let changeover = instance(database.config(), configuration).await?;
+        let running = changeover.start();
+        Ok(Self { database, changeover, running })
+    }
+
+    /// As if so many versions had been active before.
+    async fn remember_versions(&self) -> Result<()> {
+        let client = client(&self.database.config()).await?;
+        let sql = "INSERT INTO changeover.projector_states (projector, version, state, delivery, fingerprint, changed_by)
+                   SELECT 'orders', '0.' || n || '.0', 'retired', 'background', 'of a version long gone', 'bench'
+                   FROM generate_series(2, $1::integer) AS n";
+        client.execute(sql, &[&STATES]).await?;
+        client.query_one("SELECT setval('changeover.generation', last_value + 1) FROM changeover.generation", &[]).await?;
+        Ok(())
+    }
+}

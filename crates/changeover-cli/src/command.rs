@@ -1,0 +1,383 @@
+//! What can be typed: the commands, their arguments, and the options that all of them share.
+
+use std::fmt;
+use std::time::Duration;
+
+use changeover::{ActivateOptions, Builder, Changeover, Position, ProjectorName, SchemaName};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, Subcommand};
+
+use crate::exit::EXIT_CODES;
+
+/// Changeover's commands, to be flattened into the commands of a host.
+///
+/// See [`run`](crate::run) for an example.
+#[derive(Debug, Clone, Subcommand)]
+#[non_exhaustive]
+pub enum Command {
+    /// Bring Changeover's schema up to date
+    ///
+    /// Any number of processes may do so at once. A migration only adds, so the release that is running goes on.
+    #[command(display_order = 101, after_help = EXIT_CODES)]
+    Migrate,
+    /// Show projectors, lag, the activation under way, and who is there
+    ///
+    /// Reads only, takes no lock, and waits for nobody.
+    #[command(display_order = 102, after_help = EXIT_CODES)]
+    Status,
+    /// Show what an activation would do, and why not
+    ///
+    /// Changes nothing. Ends with 0 also where something stands in the way; to fail a pipeline there, use the dry run of
+    /// the activation.
+    #[command(display_order = 103, after_help = EXIT_CODES)]
+    Plan,
+    /// Feed history to new versions, beside the active ones
+    ///
+    /// Goes on where an earlier replay stopped, also one that was killed. Several processes may share the work.
+    #[command(display_order = 104, after_help = EXIT_CODES)]
+    Replay(ReplayArgs),
+    /// Replay what has to be replayed, catch up, and switch all projectors at one moment
+    ///
+    /// Happens whole or not at all. Told to stop (Ctrl-C, SIGTERM) it aborts: the old configuration serves on, and what was
+    /// replayed is kept.
+    #[command(display_order = 105, after_help = EXIT_CODES)]
+    ActivateConfiguration(ActivateArgs),
+    /// End every activation that has not switched yet; the active configuration stays
+    #[command(display_order = 106, after_help = EXIT_CODES)]
+    Abort(AbortArgs),
+    /// Let a stalled projector try again
+    #[command(display_order = 107, after_help = EXIT_CODES)]
+    Retry(RetryArgs),
+    /// Move a stalled projector past the event that stalls it
+    ///
+    /// The event is never projected into it, and is written down as skipped.
+    #[command(display_order = 108, after_help = EXIT_CODES)]
+    Skip(SkipArgs),
+    /// Retire a projector without another version in its place
+    ///
+    /// By the same pause as an activation. Its tables and its checkpoint are kept. Instances that register the projector
+    /// serve on without feeding it, and are not ready.
+    #[command(display_order = 109, after_help = EXIT_CODES)]
+    Deactivate(DeactivateArgs),
+}
+
+impl Command {
+    /// Whether it needs the code of the projectors, hence the application's own binary.
+    pub fn needs_projectors(&self) -> bool {
+        matches!(self, Self::Plan | Self::Replay(_) | Self::ActivateConfiguration(_))
+    }
+
+    /// Its name, as it is typed.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Migrate => "migrate",
+            Self::Status => "status",
+            Self::Plan => "plan",
+            Self::Replay(_) => "replay",
+            Self::ActivateConfiguration(_) => "activate-configuration",
+            Self::Abort(_) => "abort",
+            Self::Retry(_) => "retry",
+            Self::Skip(_) => "skip",
+            Self::Deactivate(_) => "deactivate",
+        }
+    }
+}
+
+/// What `replay` is told.
+#[derive(Debug, Clone, Args)]
+pub struct ReplayArgs {
+    /// The projectors to replay; all that an activation would replay unless given
+    #[arg(value_name = "PROJECTOR")]
+    pub projectors: Vec<ProjectorName>,
+    /// Stop once at most this many events are left
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(i64).range(0..))]
+    pub lag_events: i64,
+    /// Who asks.
+    #[command(flatten)]
+    pub who: Who,
+}
+
+/// What `activate-configuration` is told.
+#[derive(Debug, Clone, Args)]
+pub struct ActivateArgs {
+    /// Wait until this many instances of the new configuration are alive
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub wait_for_instances: usize,
+    /// How long to wait for them
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+    pub instances_timeout: Duration,
+    /// How long the new versions may take to come close to the end of the log
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    pub catch_up_timeout: Duration,
+    /// Only show what would be done; ends with 1 where something stands in the way
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The pause.
+    #[command(flatten)]
+    pub pause: PauseArgs,
+    /// Who asks.
+    #[command(flatten)]
+    pub who: Who,
+}
+
+impl ActivateArgs {
+    pub(crate) fn options(&self) -> ActivateOptions {
+        ActivateOptions {
+            wait_for_instances: self.wait_for_instances,
+            instances_timeout: self.instances_timeout,
+            catch_up_timeout: self.catch_up_timeout,
+            ..self.pause.options(&self.who)
+        }
+    }
+}
+
+/// How a pause may go.
+#[derive(Debug, Clone, Args)]
+pub struct PauseArgs {
+    /// How long to wait, before the pause, until no append has been open for long
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub drain_timeout: Duration,
+    /// How long writers may be paused; past it the old configuration serves again
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration_above_zero)]
+    pub pause_limit: Duration,
+}
+
+impl PauseArgs {
+    fn options(&self, who: &Who) -> ActivateOptions {
+        ActivateOptions {
+            requested_by: who.requested_by(),
+            drain_timeout: self.drain_timeout,
+            pause_limit: self.pause_limit,
+            ..ActivateOptions::default()
+        }
+    }
+}
+
+/// What `abort` is told.
+#[derive(Debug, Clone, Args)]
+pub struct AbortArgs {
+    /// Who asks.
+    #[command(flatten)]
+    pub who: Who,
+}
+
+/// What `retry` is told.
+#[derive(Debug, Clone, Args)]
+pub struct RetryArgs {
+    /// The stalled projector
+    pub projector: ProjectorName,
+}
+
+/// What `skip` is told.
+#[derive(Debug, Clone, Args)]
+pub struct SkipArgs {
+    /// The stalled projector
+    pub projector: ProjectorName,
+    /// The position of the event that stalls it, as `status` shows it: no other event is ever skipped
+    #[arg(long, value_name = "N", value_parser = position)]
+    pub position: Position,
+    /// Who asks.
+    #[command(flatten)]
+    pub who: Who,
+}
+
+/// What `deactivate` is told.
+#[derive(Debug, Clone, Args)]
+pub struct DeactivateArgs {
+    /// The projector to retire
+    pub projector: ProjectorName,
+    /// The pause.
+    #[command(flatten)]
+    pub pause: PauseArgs,
+    /// Who asks.
+    #[command(flatten)]
+    pub who: Who,
+}
+
+impl DeactivateArgs {
+    pub(crate) fn options(&self) -> ActivateOptions {
+        self.pause.options(&self.who)
+    }
+}
+
+/// Who asks for a change, for the history.
+#[derive(Debug, Clone, Args)]
+pub struct Who {
+    /// Who asks for it, for the history; user and host unless given
+    #[arg(long, value_name = "NAME", env = "CHANGEOVER_REQUESTED_BY", hide_env_values = true)]
+    requested_by: Option<String>,
+}
+
+impl Who {
+    /// The name that goes into the history.
+    pub fn requested_by(&self) -> String {
+        self.requested_by.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| {
+            let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or(std::env::var("HOSTNAME").ok());
+            match (user, host.as_deref().map(str::trim).filter(|host| !host.is_empty())) {
+                (Some(user), Some(host)) => format!("{user}@{host}"),
+                (Some(user), None) => user,
+                (None, Some(host)) => host.to_owned(),
+                (None, None) => "unnamed".to_owned(),
+            }
+        })
+    }
+}
+
+/// What all commands share, to be flattened into a host's parser. They may stand before or after the command.
+#[derive(Clone, Default, Args)]
+#[command(next_help_heading = "Options for every command")]
+pub struct Options {
+    /// The database, as a URL or as key=value pairs
+    #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// The schema that holds Changeover's own tables
+    #[arg(long, global = true, value_name = "NAME", env = "CHANGEOVER_SCHEMA", default_value_t)]
+    pub schema: SchemaName,
+    /// Print the result as one JSON document on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log more to standard error; twice for even more [env: CHANGEOVER_LOG=FILTER]
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Show no progress, and log errors alone
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+impl fmt::Debug for Options {
+    /// Without the database's URL: it may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("schema", &self.schema)
+            .field("json", &self.json)
+            .field("verbose", &self.verbose)
+            .field("quiet", &self.quiet)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Options {
+    /// Begins to set up an instance for the database and the schema that were named.
+    ///
+    /// # Errors
+    ///
+    /// No database was named, or its URL cannot be read: a usage error, to be ended with [`clap::Error::exit`].
+    /// The URL itself is not part of the error, since it may hold a password.
+    pub fn builder(&self) -> Result<Builder, clap::Error> {
+        let usage = |kind, text: String| clap::Error::raw(kind, format!("{text}\n"));
+        let url = self.database_url.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
+            let text = "no database was named: give --database-url or set DATABASE_URL";
+            usage(ErrorKind::MissingRequiredArgument, text.to_owned())
+        })?;
+        let config = url.parse().map_err(|error| {
+            let text = crate::exit::chain(&error).join(": ");
+            usage(ErrorKind::ValueValidation, format!("the database's URL cannot be read: {text}"))
+        })?;
+        Ok(Changeover::builder(config).schema(self.schema.clone()))
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; examples: 500ms, 30s, 2m"))
+}
+
+fn duration_above_zero(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be more than nothing".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+fn position(text: &str) -> Result<Position, String> {
+    let position: i64 = text.parse().map_err(|error: std::num::ParseIntError| error.to_string())?;
+    if position < 1 {
+        return Err("positions begin at 1".to_owned());
+    }
+    Ok(Position::new(position))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Host {
+        #[command(flatten)]
+        options: Options,
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    fn parse(line: &str) -> Result<Host, clap::Error> {
+        Host::try_parse_from(["host"].into_iter().chain(line.split(' ')))
+    }
+
+    #[test]
+    fn every_command_knows_its_name() {
+        let check = |line: &str, needs_projectors: bool| {
+            let command = parse(line).unwrap().command;
+            assert_eq!(command.name(), line.split(' ').next().unwrap());
+            assert_eq!(command.needs_projectors(), needs_projectors, "{line}");
+        };
+        check("migrate", false);
+        check("status", false);
+        check("plan", true);
+        check("replay", true);
+        check("activate-configuration", true);
+        check("abort", false);
+        check("retry orders", false);
+        check("skip orders --position 7", false);
+        check("deactivate orders", false);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_where_it_is_typed() {
+        let check = |line: &str, expected: &str| {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(expected), "{line}: {error}");
+        };
+        check("skip orders --position 0", "positions begin at 1");
+        check("skip orders", "--position <N>");
+        check("retry Orders", "lower-case");
+        check("activate-configuration --pause-limit 0s", "more than nothing");
+        check("activate-configuration --pause-limit 3", "examples: 500ms");
+        check("replay --lag-events=-1", "-1 is not in 0..");
+        check("status --schema pg_x", "was refused");
+        check("status -q -v", "cannot be used with");
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_library() {
+        let Command::ActivateConfiguration(args) = parse("activate-configuration").unwrap().command else {
+            panic!("another command");
+        };
+        let (ours, theirs) = (args.options(), ActivateOptions::default());
+        assert_eq!(ours.wait_for_instances, theirs.wait_for_instances);
+        assert_eq!(ours.instances_timeout, theirs.instances_timeout);
+        assert_eq!(ours.catch_up_timeout, theirs.catch_up_timeout);
+        assert_eq!(ours.drain_timeout, theirs.drain_timeout);
+        assert_eq!(ours.pause_limit, theirs.pause_limit);
+        let args = "activate-configuration --pause-limit 500ms --drain-timeout 2m --requested-by ci";
+        let Command::ActivateConfiguration(args) = parse(args).unwrap().command else {
+            panic!("another command");
+        };
+        assert_eq!(args.options().pause_limit, Duration::from_millis(500));
+        assert_eq!(args.options().drain_timeout, Duration::from_secs(120));
+        assert_eq!(args.options().requested_by, "ci");
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_read_is_not_repeated() {
+        let options = Options { database_url: Some("postgres://ada:secret@:x/shop".to_owned()), ..Options::default() };
+        let error = options.builder().unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("cannot be read: "), "{error}");
+        assert!(!error.to_string().contains("secret") && !format!("{options:?}").contains("secret"));
+        let error = Options::default().builder().unwrap_err();
+        assert!(error.to_string().contains("--database-url"), "{error}");
+    }
+}
