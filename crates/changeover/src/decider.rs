@@ -63,6 +63,10 @@ pub(crate) enum DecideError {
 /// How often an instance that waits for an activation looks again.
 const ACTIVATING_POLL: Duration = Duration::from_millis(3);
 
+/// Of one look at the generation, and of one decision, which may create tables.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+const DECIDE_TIMEOUT: Duration = Duration::from_secs(20);
+
 #[derive(Debug)]
 pub(crate) struct Decider {
     store: Arc<Store>,
@@ -149,7 +153,8 @@ impl Decider {
         let started = Instant::now();
         let mut connection = self.connection.lock().await;
         let client = self.connected(&mut connection).await?;
-        let row = self.store.query_one(&*client, &self.store.sql.generation, &[]).await;
+        let row =
+            limited(LOOK_TIMEOUT, self.store.query_one(&*client, &self.store.sql.generation, &[])).await;
         let row = self.or_lost(&mut connection, row)?;
         drop(connection);
         let decided = self.after(row.get("generation")).await?;
@@ -164,7 +169,7 @@ impl Decider {
             return Ok(decided);
         }
         let client = self.connected(&mut connection).await?;
-        let decided = self.decide(client).await;
+        let decided = limited(DECIDE_TIMEOUT, self.decide(client)).await;
         let decided = Arc::new(self.or_lost(&mut connection, decided)?);
         self.keep(&decided);
         Ok(decided)
@@ -191,12 +196,6 @@ impl Decider {
             self.forget();
             self.unreachable(error);
         })
-    }
-
-    /// A look took too long: the connection it was made on is believed lost.
-    pub(crate) fn gave_up(&self, after: Duration) {
-        self.forget();
-        self.unreachable(&StoreError::Timeout { what: "a look at the projectors' states", after });
     }
 
     fn unreachable(&self, error: &StoreError) {
@@ -259,6 +258,15 @@ impl Decider {
             changed
         });
     }
+}
+
+/// A server that answers no more must not leave this instance ready, nor hold up whoever asks for admission.
+async fn limited<T>(
+    limit: Duration,
+    asking: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let late = StoreError::Timeout { what: "asking for the projectors' states", after: limit };
+    tokio::time::timeout(limit, asking).await.unwrap_or(Err(late))
 }
 
 /// The states as they were read, and when.

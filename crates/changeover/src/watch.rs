@@ -12,25 +12,15 @@ use crate::core::Core;
 const POLL: Duration = Duration::from_millis(50);
 const UNREACHABLE_POLL: Duration = Duration::from_millis(500);
 
-/// Of one look: a server that answers no more must not leave this instance ready.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
-
 pub(crate) async fn watch(core: Arc<Core>, stop: CancellationToken) {
     let mut changed = core.states_changed.register();
     while !stop.is_cancelled() {
         let looked = tokio::select! {
-            looked = tokio::time::timeout(LOOK_TIMEOUT, core.decider.look()) => looked,
+            looked = core.decider.look() => looked,
             () = stop.cancelled() => return,
         };
-        let pause = match looked {
-            Ok(Ok(_)) => POLL,
-            // The decider has written down why.
-            Ok(Err(_)) => UNREACHABLE_POLL,
-            Err(_) => {
-                core.decider.gave_up(LOOK_TIMEOUT);
-                POLL
-            }
-        };
+        // What went wrong is in the readiness.
+        let pause = if looked.is_ok() { POLL } else { UNREACHABLE_POLL };
         tokio::select! {
             () = changed.woken() => {}
             () = sleep(pause) => {}

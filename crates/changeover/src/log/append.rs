@@ -7,7 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Client, Transaction};
-use futures_util::future::{join, join_all, join3};
+use futures_util::future::{FutureExt, join, join_all, join3};
 use postgres_types::{Json, ToSql};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -206,10 +206,27 @@ enum Tried {
     },
 }
 
+/// A transaction that was begun by hand. Dropped halfway, it is rolled back at once: the connection may lie in the pool for
+/// long, and what the transaction locked would hold up the horizon and every activation.
+struct Open<'c>(&'c Client);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        // The first poll sends it, behind all that was sent before.
+        let _ = self.0.batch_execute("ROLLBACK").now_or_never();
+    }
+}
+
 impl Appending<'_> {
     /// Inside the caller's transaction.
     pub(crate) async fn within(&self, tx: &Transaction<'_>) -> Result<Appended, AppendError> {
-        let mut decided = self.decider.admit(self.activation_wait).await?;
+        // An activation waits for this transaction's lease, if it has appended before; so it must not wait in turn.
+        let mut decided = match self.decider.admit(Duration::ZERO).await {
+            Err(DecideError::Refused(refused)) if refused.is_retryable() && !self.holds_lease(tx).await? => {
+                self.decider.admit(self.activation_wait).await?
+            }
+            decided => decided?,
+        };
         loop {
             match self.attempt(On::from(tx), &decided).await? {
                 Tried::Appended(appended) => return Ok(appended),
@@ -277,20 +294,13 @@ impl Appending<'_> {
 
     /// One try between BEGIN and COMMIT, which are sent along with the rest.
     async fn attempt_between(&self, client: &mut Client, decided: &Decided) -> Result<Tried, AppendError> {
-        // Were this future dropped halfway, the pool would find the transaction open and throw the connection away.
-        let client = &*client;
-        let (begin, tried) = join(client.batch_execute(BEGIN), self.attempt(On::from(client), decided)).await;
+        let open = Open(&*client);
+        let (begin, tried) = join(open.0.batch_execute(BEGIN), self.attempt(On::from(open.0), decided)).await;
         begin.map_err(StoreError::from)?;
-        match tried {
-            Ok(Tried::Appended(appended)) => {
-                client.batch_execute("COMMIT").await.map_err(StoreError::from)?;
-                Ok(Tried::Appended(appended))
-            }
-            not_appended => {
-                client.batch_execute("ROLLBACK").await.map_err(StoreError::from)?;
-                not_appended
-            }
-        }
+        let end = if let Ok(Tried::Appended(_)) = tried { "COMMIT" } else { "ROLLBACK" };
+        open.0.batch_execute(end).await.map_err(StoreError::from)?;
+        std::mem::forget(open);
+        tried
     }
 
     async fn attempt(&self, on: On<'_>, decided: &Decided) -> Result<Tried, AppendError> {

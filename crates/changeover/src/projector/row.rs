@@ -121,6 +121,26 @@ tuple_keys!((A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3));
 ///     shipped_at: Option<std::time::SystemTime>,
 /// }
 /// ```
+///
+/// A row without a key, or of something that is no column, does not compile:
+///
+/// ```compile_fail
+/// #[derive(changeover::Row, Clone)]
+/// #[row(table = "orders")]
+/// struct Keyless {
+///     customer: String,
+/// }
+/// ```
+///
+/// ```compile_fail
+/// #[derive(changeover::Row, Clone)]
+/// #[row(table = "orders")]
+/// struct Order {
+///     #[row(key)]
+///     id: String,
+///     items: Vec<String>, // No column type.
+/// }
+/// ```
 pub trait Row: Clone + Send + Sync + 'static {
     /// What tells the rows apart.
     type Key: Key;

@@ -82,7 +82,7 @@ async fn feed(
         decisions.mark_unchanged();
         let pause = match publish_next(&core, &registered, horizon, failures.limits()).await {
             Ok(Published::Some) => {
-                failures = Failures::default();
+                failures.over();
                 core.published.wake();
                 continue;
             }
@@ -138,13 +138,20 @@ async fn publish_next(
 #[derive(Default)]
 struct Failures {
     tries: u32,
-    /// A batch failed: the events are tried one by one, so that the one at fault is named and the ones before it get in.
-    one_by_one: bool,
+    /// A batch failed: this many events are tried one by one, so that the one at fault is named and the ones before it
+    /// get in.
+    one_by_one: usize,
 }
 
 impl Failures {
     fn limits(&self) -> Limits {
-        if self.one_by_one { Limits { rows: 1, ..Limits::BATCH } } else { Limits::BATCH }
+        if self.one_by_one > 0 { Limits { rows: 1, ..Limits::BATCH } } else { Limits::BATCH }
+    }
+
+    /// A batch got in.
+    fn over(&mut self) {
+        self.tries = 0;
+        self.one_by_one = self.one_by_one.saturating_sub(1);
     }
 
     fn waiting(&self) -> bool {
@@ -167,7 +174,7 @@ impl Failures {
                 debug!(%projector, error = %chain(&source), "a batch lost a race, trying again");
             }
             StepError::Project { events, .. } if events > 1 => {
-                self.one_by_one = true;
+                self.one_by_one = events;
                 return Some(Duration::ZERO);
             }
             StepError::Project { after, first, source, .. } => {

@@ -26,8 +26,8 @@ pub(crate) enum Step {
     Claim,
     /// Projects the tail, moves the checkpoint and commits.
     ///
-    /// Under the token, and the commit with it: an activator that wakes up late would otherwise take `last_value` for the
-    /// horizon while appends are in flight again, or feed an inline version that has become active meanwhile.
+    /// Under the token, and the commit with it: an activator that wakes up late would otherwise take `last_value`
+    /// for the horizon while appends are in flight again, or feed an inline version that is active by now.
     Feed,
     /// The first of two transactions, in the mutant that needs two to switch.
     RetireOther,

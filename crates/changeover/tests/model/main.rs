@@ -27,9 +27,9 @@
 //! shards and several keys, an empty table of states, a crash or failover of the database itself, and how long anything
 //! takes.
 //!
-//! It takes a minute of one core, less on several, where this crate is optimised (`opt-level = 2`), and many times that
-//! where it is not. A counterexample is printed step by step with the test's failure: each line is a process as it was *before* the step
-//! named by its `next`.
+//! It takes a minute of one core, less on several, where this crate is optimised (`opt-level = 2`), and several
+//! times that where it is not. A counterexample is printed step by step with the test's failure: each line is a
+//! process as it was *before* the step named by its `next`.
 
 mod activator;
 mod appender;

@@ -215,8 +215,8 @@ impl Rules {
         self.change == Some(Change::TailFedIntoSharedTables)
     }
 
-    /// Does the transaction that feeds the tail lock the row of the states from its beginning, so that nobody can put it
-    /// back meanwhile? The protocol looks at the token in the same round trip as the commit instead.
+    /// Does the transaction that feeds the tail lock the row of the states from its beginning, so that nobody can
+    /// put it back meanwhile? The protocol looks at the token in the same round trip as the commit instead.
     pub(crate) fn lock_the_states_to_feed(self) -> bool {
         self.change == Some(Change::StatesLockedToFeed)
     }
