@@ -1,8 +1,9 @@
 //! Admission of a batch: the proof, taken in the batch's own transaction, that this process may feed a projector.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::Transaction;
+use postgres_types::ToSql;
 
 use crate::projector::Registered;
 use crate::store::{Store, StoreError};
@@ -16,17 +17,15 @@ pub(crate) struct Permit {
     pub(crate) until: Option<Instant>,
 }
 
+/// How long a batch may sit in its transaction without a statement. Whoever stops there, frozen or cut off, holds up an
+/// activation; past this the server ends the transaction.
+const IDLE_LIMIT: Duration = Duration::from_mins(1);
+
 impl Permit {
-    /// Bounds a transaction by the permit: past the deadline the server itself ends it, whatever became of us.
-    pub(crate) async fn bound(self, tx: &Transaction<'_>) -> Result<(), StoreError> {
-        if let Some(until) = self.until {
-            let ms = until.saturating_duration_since(Instant::now()).as_millis().max(1);
-            let limits = format!(
-                "SET LOCAL idle_in_transaction_session_timeout = {ms}; SET LOCAL statement_timeout = {ms}"
-            );
-            tx.batch_execute(&limits).await?;
-        }
-        Ok(())
+    /// What is left of it.
+    fn left(self) -> Duration {
+        let left = self.until.map_or(IDLE_LIMIT, |until| until.saturating_duration_since(Instant::now()));
+        left.clamp(Duration::from_millis(1), IDLE_LIMIT)
     }
 }
 
@@ -62,9 +61,10 @@ pub(crate) async fn enter<'t>(
 ) -> Result<Entered<'t>, StoreError> {
     const SHARD: i32 = 0;
     let projector = registered.target.projector.as_str();
-    let row = store
-        .query_one(tx, &store.sql.enter, &[&permit.generation, &projector, &registered.major(), &SHARD])
-        .await?;
+    let idle_limit = format!("{}ms", permit.left().as_millis());
+    let params: [&(dyn ToSql + Sync); 5] =
+        [&permit.generation, &projector, &registered.major(), &SHARD, &idle_limit];
+    let row = store.query_one(tx, &store.sql.enter, &params).await?;
     let seen: Generation = row.get("generation");
     if seen != permit.generation {
         return Ok(Entered::Stale(seen));

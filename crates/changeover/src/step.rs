@@ -52,7 +52,6 @@ pub(crate) async fn step(
     horizon: Position,
     limits: Limits,
 ) -> Result<Stepped, StepError> {
-    permit.bound(&tx).await?;
     let admission = match admission::enter(store, &tx, permit, registered).await? {
         Entered::Admitted(admission) if admission.position < horizon => admission,
         Entered::Admitted(_) => return Ok(Stepped::Nothing),

@@ -13,7 +13,7 @@ use super::{ActivateError, ActivateOptions, ActivationProgress, Change, OnActiva
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::horizon::{self, Look};
-use crate::projector::chain;
+use crate::projector::{Registered, chain};
 use crate::replayer::{ReplayError, step_or_name};
 use crate::semver::Version;
 use crate::step::Stepped;
@@ -53,8 +53,11 @@ pub(super) async fn pause(
     let drained = Instant::now();
     let horizon = look.newest;
     on_progress(ActivationProgress::Drained { horizon });
-    let permit = Permit { generation, until: Some(deadline(core, client, activation).await?) };
-    feed(core, client, activation, change, permit, horizon).await?;
+    // Asked after the look: had anyone given the pause back before it, appends might be in flight below that position.
+    let until = deadline(core, client, activation).await?;
+    let permit = Permit { generation, until: Some(until) };
+    let feeding = change.feed.iter().map(|fed| feed(core, client, activation, fed, permit, horizon));
+    try_join_all(feeding).await?;
     let fed = Instant::now();
     switch(core, client, activation, change, horizon, look.at).await?;
     Ok(Pause { horizon: Some(horizon), whole: began.elapsed(), drain: drained - began, feed: fed - drained })
@@ -120,32 +123,31 @@ async fn deadline(core: &Core, client: &Client, activation: Started) -> Result<I
     }
 }
 
-/// Feeds the rest of the log to the new versions, all at once.
+/// Feeds the rest of the log to a new version.
 async fn feed(
     core: &Core,
     client: &Client,
     activation: Started,
-    change: &Change,
-    permit: Permit,
+    fed: &Registered,
+    mut permit: Permit,
     horizon: Position,
 ) -> Result<(), ActivateError> {
-    let feeding = change.feed.iter().map(|registered| async move {
-        loop {
-            match step_or_name(core, permit, registered, horizon).await? {
-                // Inline rows are current: appends kept them so, and none is in flight.
-                Stepped::Nothing | Stepped::Inline => return Ok(()),
-                Stepped::Moved { .. } => {}
-                Stepped::Busy => sleep(DRAIN_POLL).await,
-                Stepped::Stale(_) => return Err(overtaken(core, client, activation).await?),
-                Stepped::Stalled(error) => {
-                    let (projector, version) =
-                        (registered.target.projector.clone(), registered.target.version.clone());
-                    return Err(ReplayError::Stalled { projector, version, error }.into());
-                }
+    loop {
+        match step_or_name(core, permit, fed, horizon).await? {
+            // Inline rows are current: appends kept them so, and none is in flight.
+            Stepped::Nothing | Stepped::Inline => return Ok(()),
+            Stepped::Moved { .. } => {}
+            Stepped::Busy => sleep(DRAIN_POLL).await,
+            // Some other state changed, say a version was registered; or the pause was given back, which this asks.
+            Stepped::Stale(seen) => {
+                permit = Permit { generation: seen, until: Some(deadline(core, client, activation).await?) };
+            }
+            Stepped::Stalled(error) => {
+                let (projector, version) = (fed.target.projector.clone(), fed.target.version.clone());
+                return Err(ReplayError::Stalled { projector, version, error }.into());
             }
         }
-    });
-    try_join_all(feeding).await.map(drop)
+    }
 }
 
 /// Switches and commits, then sets the generation.

@@ -128,8 +128,10 @@ const MAX_BYTES: usize = 256 << 20;
 const KEY_BUCKETS: u64 = 256;
 
 /// Whatever the session's default is: the rows are loaded by a later statement than the one that locks their keys, and must
-/// be seen as the writer before us left them.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+/// be seen as the writer before us left them. And whoever is frozen between two of our statements must not hold up an
+/// activation for ever.
+const BEGIN: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'";
 
 /// Events ready to be sent.
 #[derive(Debug)]

@@ -54,7 +54,7 @@ statements! {
     generation();
     set_generation();
     states();
-    enter(INT8, TEXT, INT8, INT4);
+    enter(INT8, TEXT, INT8, INT4, TEXT);
     advance_checkpoint(TEXT, INT8, INT4, INT8, INT8);
     checkpoints();
     reached(TEXT, INT8, INT8, TEXT_ARRAY);

@@ -1,5 +1,6 @@
 -- enter: presence, admission, claim; in that order, as for an append. No position: somebody else is at this checkpoint.
--- $1 generation decided upon  $2 projector  $3 major  $4 shard
+-- The server ends the transaction if it then sits there without a statement for too long.
+-- $1 generation decided upon  $2 projector  $3 major  $4 shard  $5 how long that is
 WITH presence AS MATERIALIZED (
     SELECT pg_advisory_xact_lock_shared('{schema}.projector_states'::regclass::oid::integer, 0)::text AS held
 ), admission AS MATERIALIZED (
@@ -11,5 +12,6 @@ WITH presence AS MATERIALIZED (
     WHERE admission.generation = $1 AND c.projector = $2 AND c.major = $3 AND c.shard = $4
     FOR UPDATE OF c SKIP LOCKED
 )
-SELECT admission.generation, claim.position, claim.inline, claim.error
+SELECT admission.generation, claim.position, claim.inline, claim.error,
+       set_config('idle_in_transaction_session_timeout', $5, true) AS idle_limit
 FROM admission LEFT JOIN claim ON true;

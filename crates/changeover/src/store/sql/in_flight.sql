@@ -6,7 +6,12 @@ SELECT l.virtualtransaction AS transaction, l.pid, a.application_name,
        coalesce(a.state, 'prepared transaction ' || x.gid, 'state not visible') AS doing
 FROM pg_locks l
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-LEFT JOIN pg_prepared_xacts x ON l.pid IS NULL AND '-1/' || x.transaction::text = l.virtualtransaction
+LEFT JOIN LATERAL (
+    -- Until the server is restarted it goes by the virtual number of the session that prepared it.
+    SELECT p.gid, p.prepared
+    FROM pg_locks own JOIN pg_prepared_xacts p ON p.transaction = own.transactionid
+    WHERE l.pid IS NULL AND own.pid IS NULL AND own.virtualtransaction = l.virtualtransaction
+) x ON true
 WHERE l.locktype = 'advisory' AND l.objsubid = 2
   AND l.classid IN ('{schema}.events'::regclass, '{schema}.projector_states'::regclass)
   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
