@@ -360,27 +360,6 @@ async fn the_later_of_two_transactions_on_one_stream_is_told_by_the_isolation_le
     assert!(lost.is_retryable() || matches!(lost, AppendError::Conflict { .. }), "{lost}");
 }
 
-#[tokio::test]
-async fn an_append_alone_is_right_whatever_the_databases_default_isolation_level() {
-    let database = Database::fresh().await;
-    let set = format!("ALTER DATABASE {} SET default_transaction_isolation = 'repeatable read'", database.name());
-    database.client().await.batch_execute(&set).await.unwrap();
-    let changeover = instance(&database, Configuration::new().fold(InlineOrders1).unwrap()).await;
-    let name = stream("order-1");
-    changeover.append(&name, Expected::NoStream, &[placed("Ada")]).await.unwrap();
-    let writers: Vec<_> = (0..10)
-        .map(|_| {
-            let (changeover, name) = (changeover.clone(), name.clone());
-            tokio::spawn(async move { changeover.append(&name, Expected::Any, &items(1)).await })
-        })
-        .collect();
-    for writer in writers {
-        writer.await.unwrap().unwrap();
-    }
-    let row = database.client().await.query_one("SELECT items FROM orders_v1.orders", &[]).await.unwrap();
-    assert_eq!(row.get::<_, i32>(0), 10);
-}
-
 // --- in the caller's transaction ------------------------------------------------------------------------------------
 
 #[tokio::test]
@@ -463,6 +442,7 @@ async fn an_append_that_is_dropped_halfway_leaves_nothing_half_done() {
     let builder = Changeover::builder(database.config()).configuration(configuration).pool_size(1);
     builder.migrate().await.unwrap();
     let changeover = builder.connect().await.unwrap();
+    changeover.append(&stream("first"), Expected::Any, &[placed("Ada")]).await.unwrap();
     let client = database.client().await;
     let check = async |expected: Expected, what: &str| {
         let (mut dropped, mut at_all) = (0, 0);

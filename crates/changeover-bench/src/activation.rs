@@ -96,14 +96,16 @@ async fn upgrades(server: &Server, effort: Effort, events: i64) -> Result<Upgrad
         let next = instance(database.config(), release(number)).await?;
         deployment.comes_up(&next);
         let switch = Mutex::new(Vec::new());
-        let activated = next.activate(&ActivateOptions::default(), &|progress| {
+        let note = |progress| {
             if let ActivationProgress::Paused | ActivationProgress::Switched = progress {
                 switch.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
             }
-        });
-        let activated = activated.await?;
+        };
+        let activated = next.activate(&ActivateOptions::default(), &note).await?;
         let switch = switch.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let [paused, switched] = switch[..] else { anyhow::bail!("an upgrade without a pause: {activated:?}") };
+        let [paused, switched] = switch[..] else {
+            anyhow::bail!("an upgrade without a pause: {activated:?}")
+        };
 
         // Both stretches end well before we look at them.
         const BEFORE: Duration = Duration::from_millis(100);
@@ -164,7 +166,10 @@ impl Deployment {
                 }
                 Err(AppendError::Refused(Refused::NewerProjectorIsActive { .. })) => {
                     let mut inner = self.inner();
-                    anyhow::ensure!(number + 1 < inner.releases.len(), "retired, and there is no newer release");
+                    anyhow::ensure!(
+                        number + 1 < inner.releases.len(),
+                        "retired, and there is no newer release"
+                    );
                     inner.serving = inner.serving.max(number + 1);
                 }
                 Err(error) => return Err(error).context("a write failed around an activation"),

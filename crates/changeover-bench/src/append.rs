@@ -6,11 +6,11 @@ use changeover::{Changeover, Configuration, Expected};
 use futures_util::FutureExt as _;
 use serde_json::json;
 
+use crate::bare;
 use crate::domain::{new_stream, order};
 use crate::measure::{Effort, Variant, closed_loop, in_turn};
 use crate::report::{Figure, Goal, Report};
 use crate::server::{Server, instance, with_setting};
-use crate::bare;
 
 /// Clients at once, in the cases that are measured.
 pub(crate) const CLIENTS: [usize; 2] = [1, 8];

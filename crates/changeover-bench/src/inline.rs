@@ -8,11 +8,11 @@ use changeover_testkit::Proxy;
 use serde_json::json;
 
 use crate::append::{CLIENTS, appends, inserts};
+use crate::bare;
 use crate::domain::{inline, new_stream, order};
 use crate::measure::{Effort, Samples, in_turn};
 use crate::report::{Figure, Goal, Report};
 use crate::server::{Server, instance};
-use crate::bare;
 
 /// The group `inline`.
 pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) -> Result<()> {

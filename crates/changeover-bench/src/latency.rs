@@ -17,7 +17,7 @@ use crate::bare;
 use crate::domain::{background, new_stream, order};
 use crate::measure::{Effort, Samples, Variant, in_turn, ms, open_loop};
 use crate::report::{Figure, Goal, Report};
-use crate::server::{Server, client, instance};
+use crate::server::{Server, client, instance, migrated};
 
 const PER_SECOND: u32 = 500;
 
@@ -35,7 +35,7 @@ pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) ->
     let publishing_running = publishing.start();
     active(&publishing).await?;
     let role = Role::that_cannot_publish(&database).await?;
-    let appending = instance(role.config.clone(), background()).await?;
+    let appending = migrated(role.config.clone(), background()).await?;
     let appending_running = appending.start();
     active(&appending).await?;
     place(&database, effort, report, "another instance", &appending, [5.0, 25.0]).await?;
@@ -48,7 +48,9 @@ pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) ->
 async fn active(changeover: &Changeover) -> Result<()> {
     let mut readiness = changeover.watch_readiness();
     let active = readiness.wait_for(|readiness| readiness.state == ReadyState::Active);
-    tokio::time::timeout(Duration::from_secs(10), active).await.context("an instance does not become active")??;
+    tokio::time::timeout(Duration::from_secs(10), active)
+        .await
+        .context("an instance does not become active")??;
     Ok(())
 }
 
@@ -137,11 +139,15 @@ fn visible<'v>(
                     let (stream, events) = (new_stream(), order(1));
                     let appended = appending.append(&stream, Expected::NoStream, &events).await?;
                     let acknowledged = Instant::now();
-                    Ok((acknowledged, appended.last().context("BUG: an append of one event gave no position")?))
+                    Ok((
+                        acknowledged,
+                        appended.last().context("BUG: an append of one event gave no position")?,
+                    ))
                 }
             })
             .await?;
-            let newest = appends.iter().map(|(_, position)| *position).max().context("nothing was appended")?;
+            let newest =
+                appends.iter().map(|(_, position)| *position).max().context("nothing was appended")?;
             let orders = "orders".parse()?;
             let wait = Duration::from_secs(30);
             appending_caught_up(config, &orders, newest, wait).await?;
@@ -161,7 +167,8 @@ fn visible<'v>(
     })
 }
 
-const CHECKPOINT: &str = "SELECT position FROM changeover.checkpoints WHERE projector = 'orders' AND major = 1";
+const CHECKPOINT: &str =
+    "SELECT position FROM changeover.checkpoints WHERE projector = 'orders' AND major = 1";
 
 /// Waits until the observer must have seen it too.
 async fn appending_caught_up(
@@ -174,7 +181,10 @@ async fn appending_caught_up(
     let statement = client.prepare(CHECKPOINT).await?;
     let started = Instant::now();
     while client.query_one(&statement, &[]).await?.get::<_, Position>(0) < newest {
-        anyhow::ensure!(started.elapsed() < limit, "{projector} did not get to position {newest} in {limit:?}");
+        anyhow::ensure!(
+            started.elapsed() < limit,
+            "{projector} did not get to position {newest} in {limit:?}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // One more look of the observer's, at least.

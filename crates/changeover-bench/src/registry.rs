@@ -3,11 +3,12 @@
 use anyhow::Result;
 use changeover::{Changeover, Configuration, Expected, Running};
 use changeover_testkit::Database;
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use serde_json::json;
 
 use crate::append::appends;
 use crate::domain::{background, sixteen, sixteen_alike};
-use crate::measure::{Effort, in_turn};
+use crate::measure::{Effort, Variant, in_turn};
 use crate::report::{Figure, Goal, Report};
 use crate::server::{Server, client, instance};
 
@@ -22,16 +23,14 @@ pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) ->
     let upgraded = Subject::start(server, background()).await?;
     upgraded.remember_versions().await?;
     for clients in [1, 8] {
-        let rounds = |subject: &Subject| {
+        let rounds = |subject: &Subject| -> Variant<'_, f64> {
             let appends = appends(&subject.changeover, Expected::NoStream, effort, 1, clients);
-            Box::new(move || {
-                let round = appends();
-                // A closed loop: the clients share the time.
-                Box::pin(async move { Ok(1e6 / round.await?) }) as _
-            }) as _
+            // A closed loop: what one append takes of the server, however many clients share it.
+            Box::new(move || appends().map_ok(|per_second| 1e6 / per_second).boxed())
         };
         let [one, sixteen, alike, upgraded] =
-            in_turn(effort.rounds, [rounds(&one), rounds(&sixteen), rounds(&alike), rounds(&upgraded)]).await?;
+            in_turn(effort.rounds, [rounds(&one), rounds(&sixteen), rounds(&alike), rounds(&upgraded)])
+                .await?;
         let compared = [
             (16, "one handles them", 16, &sixteen, Goal::RatioAtMost(1.1)),
             (16, "all handle them", 16, &alike, Goal::None),
@@ -71,7 +70,12 @@ impl Subject {
                    SELECT 'orders', '0.' || n || '.0', 'retired', 'background', 'of a version long gone', 'bench'
                    FROM generate_series(2, $1::integer) AS n";
         client.execute(sql, &[&STATES]).await?;
-        client.query_one("SELECT setval('changeover.generation', last_value + 1) FROM changeover.generation", &[]).await?;
+        client
+            .query_one(
+                "SELECT setval('changeover.generation', last_value + 1) FROM changeover.generation",
+                &[],
+            )
+            .await?;
         Ok(())
     }
 }

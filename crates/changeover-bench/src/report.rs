@@ -104,8 +104,17 @@ impl Report {
     /// The table, and how many goals were met.
     pub(crate) fn table(&self) -> String {
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["figure", "conditions", "value", "raw or without", "ratio", "middle half", "goal", ""]);
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.set_header([
+            "figure",
+            "conditions",
+            "value",
+            "raw or without",
+            "ratio",
+            "middle half",
+            "goal",
+            "",
+        ]);
         for figure in &self.figures {
             table.add_row(row(figure));
         }

@@ -20,11 +20,7 @@ impl Server {
             return Ok(Self { private: None });
         }
         // As large as a small server in production; a checkpoint would hit whichever round it falls into.
-        let settings = [
-            ("shared_buffers", "256MB"),
-            ("max_wal_size", "8GB"),
-            ("checkpoint_timeout", "1h"),
-        ];
+        let settings = [("shared_buffers", "256MB"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "1h")];
         let builder = settings
             .iter()
             .fold(Cluster::builder().durable(), |builder, (name, value)| builder.setting(name, value));
@@ -71,8 +67,13 @@ pub(crate) fn with_setting(config: &Config, name: &str, value: &str) -> Config {
 
 /// A migrated instance, not started.
 pub(crate) async fn instance(config: Config, configuration: Configuration) -> Result<Changeover> {
+    Changeover::builder(config.clone()).migrate().await?;
+    migrated(config, configuration).await
+}
+
+/// An instance on a schema that is there already, not started.
+pub(crate) async fn migrated(config: Config, configuration: Configuration) -> Result<Changeover> {
     let builder = Changeover::builder(config).application("bench", "1.0.0").configuration(configuration);
-    builder.migrate().await?;
     builder.connect().await.context("an instance to be measured cannot connect")
 }
 

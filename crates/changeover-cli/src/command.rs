@@ -213,7 +213,8 @@ impl Who {
     pub fn requested_by(&self) -> String {
         self.requested_by.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| {
             let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
-            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or(std::env::var("HOSTNAME").ok());
+            let host =
+                std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or(std::env::var("HOSTNAME").ok());
             match (user, host.as_deref().map(str::trim).filter(|host| !host.is_empty())) {
                 (Some(user), Some(host)) => format!("{user}@{host}"),
                 (Some(user), None) => user,
@@ -372,7 +373,8 @@ mod tests {
 
     #[test]
     fn a_url_that_cannot_be_read_is_not_repeated() {
-        let options = Options { database_url: Some("postgres://ada:secret@:x/shop".to_owned()), ..Options::default() };
+        let options =
+            Options { database_url: Some("postgres://ada:secret@:x/shop".to_owned()), ..Options::default() };
         let error = options.builder().unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("cannot be read: "), "{error}");

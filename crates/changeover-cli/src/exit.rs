@@ -4,7 +4,8 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use changeover::{
-    ActivateError, Blocker, ConnectError, MigrateError, Obstacle, RegisterError, ReplayError, SkipError, StoreError,
+    ActivateError, Blocker, ConnectError, MigrateError, Obstacle, RegisterError, ReplayError, SkipError,
+    StoreError,
 };
 use serde::Serialize;
 
@@ -295,7 +296,11 @@ mod tests {
         check(ActivateError::Replay(ReplayError::Store(slow())).into(), Exit::Failed, "database");
         check(ActivateError::Replay(ReplayError::NotOurs(name())).into(), Exit::Refused, "unknown_projector");
         check(ReplayError::Register(RegisterError::Store(slow())).into(), Exit::Failed, "database");
-        let skip = SkipError::NotStalledThere { projector: name(), position: changeover::Position::new(1), stalled_at: None };
+        let skip = SkipError::NotStalledThere {
+            projector: name(),
+            position: changeover::Position::new(1),
+            stalled_at: None,
+        };
         check(skip.into(), Exit::Refused, "not_stalled_there");
     }
 

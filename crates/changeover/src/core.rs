@@ -57,19 +57,6 @@ impl Core {
             self.announce.notify_one();
         }
     }
-
-    /// The channel on which processes hear of each other.
-    pub(crate) fn channel(&self) -> String {
-        channel(&self.store)
-    }
-}
-
-/// What a notification says.
-pub(crate) const APPENDED: &str = "appended";
-pub(crate) const STATES: &str = "states";
-
-pub(crate) fn channel(store: &Store) -> String {
-    format!("changeover_{}", store.schema)
 }
 
 /// The pool for work in the background.

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
-use crate::activation;
+use crate::expiry;
 use crate::projector::Registered;
 use crate::projector::configuration::Configuration;
 use crate::registration;
@@ -212,7 +212,7 @@ impl Decider {
 
     async fn decide(&self, client: &mut Client) -> Result<Decided, StoreError> {
         let mut read = Read::now(&self.store, client).await?;
-        if read.states.iter().any(|row| row.in_activation) && activation::expire(&self.store, client).await? {
+        if read.states.iter().any(|row| row.in_activation) && expiry::expire(&self.store, client).await? {
             read = Read::now(&self.store, client).await?;
         }
         let ours = self.configuration.versions();

@@ -7,172 +7,27 @@ use deadpool_postgres::{Pool, Transaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress};
-use crate::core::{Core, Identity, background_pool};
-use crate::decider::{Decider, WhenNothingIsActive};
+use crate::codec;
+use crate::core::Core;
+use crate::expiry;
 use crate::instances;
 use crate::log::append::{AppendError, Appended, Appending, NewEvents};
-use crate::log::codec;
 use crate::log::read::{self, ReadError, Reader};
-use crate::projector::configuration::Configuration;
 use crate::publisher;
-use crate::registration;
 use crate::replayer::{self, CaughtUp, ReplayError, ReplayProgress};
 use crate::status::{Status, status};
-use crate::store::migrate::{self, MigrateError};
-use crate::store::{Path, Store, StoreError};
-use crate::wake::{Signals, Waker};
+use crate::store::{Path, StoreError};
+use crate::wake::Waker;
 use crate::words::event::{Expected, Recorded};
-use crate::words::names::{ProjectorName, SchemaName, StreamName};
-use crate::words::plan::{Obstacle, Plan};
+use crate::words::names::{ProjectorName, StreamName};
+use crate::words::plan::Plan;
 use crate::words::position::{Position, Revision};
 use crate::words::readiness::Readiness;
-
-/// Why an instance could not be set up.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// The schema does not fit this release.
-    #[error(transparent)]
-    Schema(#[from] MigrateError),
-    /// What the database knows of a projector contradicts this build.
-    #[error(transparent)]
-    Obstacle(#[from] Obstacle),
-    /// The database did not do as asked.
-    #[error("the database cannot be used")]
-    Store(#[from] StoreError),
-}
-
-/// Sets an instance up. See [`Changeover::builder`].
-#[derive(Debug, Clone)]
-pub struct Builder {
-    config: Config,
-    schema: SchemaName,
-    configuration: Configuration,
-    application: String,
-    application_version: String,
-    address: Option<String>,
-    pool_size: usize,
-    signals: Signals,
-    activation_wait: Duration,
-    when_nothing_is_active: WhenNothingIsActive,
-}
-
-impl Builder {
-    /// Changeover's schema; `changeover` unless set.
-    #[must_use]
-    pub fn schema(mut self, schema: SchemaName) -> Self {
-        self.schema = schema;
-        self
-    }
-
-    /// The projectors of this build.
-    #[must_use]
-    pub fn configuration(mut self, configuration: Configuration) -> Self {
-        self.configuration = configuration;
-        self
-    }
-
-    /// The application's name and version, for people and for the list of instances.
-    #[must_use]
-    pub fn application(mut self, name: &str, version: &str) -> Self {
-        name.clone_into(&mut self.application);
-        version.clone_into(&mut self.application_version);
-        self
-    }
-
-    /// Where other instances reach this one, for instance `http://10.0.0.7:8080`.
-    #[must_use]
-    pub fn address(mut self, address: &str) -> Self {
-        self.address = Some(address.to_owned());
-        self
-    }
-
-    /// How many connections the application's own pool has at most; 16 unless set. Publishing has four more of its own,
-    /// and the instance two: one to decide on, one to listen on.
-    #[must_use]
-    pub fn pool_size(mut self, size: usize) -> Self {
-        self.pool_size = size;
-        self
-    }
-
-    /// Which signals wake the publisher; all unless set.
-    #[must_use]
-    pub fn signals(mut self, signals: Signals) -> Self {
-        self.signals = signals;
-        self
-    }
-
-    /// How long an append waits while a projector is being switched; three seconds unless set: longer than
-    /// the pause of an activation may last, so that one which dies there fails no append.
-    #[must_use]
-    pub fn activation_wait(mut self, wait: Duration) -> Self {
-        self.activation_wait = wait;
-        self
-    }
-
-    /// What to do while nothing was ever activated; [`WhenNothingIsActive::AssumeOurs`] unless set.
-    #[must_use]
-    pub fn when_nothing_is_active(mut self, what: WhenNothingIsActive) -> Self {
-        self.when_nothing_is_active = what;
-        self
-    }
-
-    /// Brings Changeover's schema up to date. Any number of processes may do so at once. Returns what was applied.
-    pub async fn migrate(&self) -> Result<Vec<i32>, MigrateError> {
-        migrate::migrate(&self.config, &self.schema).await
-    }
-
-    /// Connects and checks: the schema against this release, the projectors against what the database knows of them.
-    /// Starts nothing; see [`Changeover::start`].
-    ///
-    /// # Errors
-    ///
-    /// The database cannot be reached; the schema is older, or newer and breaking; a projector's version was registered
-    /// with another definition.
-    pub async fn connect(self) -> Result<Changeover, ConnectError> {
-        const BACKGROUND_POOL: usize = 4;
-        let mut config = self.config;
-        if config.get_application_name().is_none() {
-            config.application_name(format!("{} {}", self.application, self.application_version));
-        }
-        migrate::check(&config, &self.schema).await?;
-        let store = Arc::new(Store::open(config, self.schema, self.pool_size).await?);
-        let client = store.client().await?;
-        let registry = registration::registry(&store, &client).await?;
-        if let Some(obstacle) = registration::obstacles(&self.configuration, &registry).next() {
-            return Err(obstacle.into());
-        }
-        drop(client);
-        let decider = Decider::new(store.clone(), self.configuration.clone(), self.when_nothing_is_active);
-        let background = background_pool(&store, BACKGROUND_POOL)?;
-        Ok(Changeover {
-            core: Arc::new(Core {
-                store,
-                configuration: self.configuration,
-                decider,
-                waker: Waker::new(),
-                states_changed: Waker::new(),
-                announce: tokio::sync::Notify::new(),
-                published: Waker::new(),
-                signals: self.signals,
-                activation_wait: self.activation_wait,
-                background,
-                identity: Identity {
-                    id: Uuid::now_v7(),
-                    application: self.application,
-                    application_version: self.application_version,
-                    address: self.address,
-                },
-            }),
-        })
-    }
-}
 
 /// An instance: appends, reads, publishes, replays and activates. Cheap to clone.
 ///
@@ -204,22 +59,6 @@ pub struct Changeover {
 }
 
 impl Changeover {
-    /// Begins to set an instance up for the database that `config` names.
-    pub fn builder(config: Config) -> Builder {
-        Builder {
-            config,
-            schema: SchemaName::default(),
-            configuration: Configuration::new(),
-            application: "application".to_owned(),
-            application_version: "0.0.0".to_owned(),
-            address: None,
-            pool_size: 16,
-            signals: Signals::default(),
-            activation_wait: Duration::from_secs(3),
-            when_nothing_is_active: WhenNothingIsActive::default(),
-        }
-    }
-
     /// Starts what an instance does by itself: publish to its background projectors, watch its readiness, and say that it
     /// is there. Runs until [`Running::stop`]; if the returned value is dropped, the tasks are told to stop as well.
     pub fn start(&self) -> Running {
@@ -498,7 +337,7 @@ impl Changeover {
     pub async fn abort(&self, requested_by: &str) -> Result<Vec<i64>, StoreError> {
         let client = self.core.store.single().await?;
         let reason = format!("aborted by {requested_by}");
-        activation::give_back(&self.core.store, &client, None, "aborted", &reason, false).await
+        expiry::give_back(&self.core.store, &client, None, "aborted", &reason, false).await
     }
 
     /// Ends one activation, if it has not switched yet: what whoever performs it does when told to stop. Returns whether it
@@ -507,8 +346,7 @@ impl Changeover {
         let client = self.core.store.single().await?;
         let reason = format!("aborted by {requested_by}");
         let ended =
-            activation::give_back(&self.core.store, &client, Some(activation), "aborted", &reason, false)
-                .await?;
+            expiry::give_back(&self.core.store, &client, Some(activation), "aborted", &reason, false).await?;
         Ok(!ended.is_empty())
     }
 

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use serde::Serialize;
 use tokio_postgres::{Client, Row};
 
-use crate::activation::{Blocker, in_flight};
 use crate::horizon;
+use crate::in_flight::{self, Blocker};
 use crate::instances::{self, Instance};
 use crate::store::{Store, StoreError, rows};
 use crate::words::names::ProjectorName;
@@ -123,7 +123,7 @@ pub(crate) async fn status(store: &Store, client: &Client) -> Result<Status, Sto
             paused: row.get::<_, Option<SystemTime>>("activating_at").is_some(),
             pause_left_secs: row.get("left_secs"),
         }),
-        in_flight: in_flight(store, client).await?,
+        in_flight: in_flight::look(store, client).await?,
         instances: instances::all(store, client).await?,
     })
 }

@@ -26,6 +26,25 @@ impl Default for Signals {
     }
 }
 
+/// What one process tells the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// Something was appended.
+    Appended,
+    /// The states of projectors changed.
+    States,
+}
+
+impl Hint {
+    /// The word, as a notification carries it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Appended => "appended",
+            Self::States => "states",
+        }
+    }
+}
+
 /// Wakes a publisher: for signals of the host's own.
 ///
 /// ```no_run

@@ -5,7 +5,6 @@
 //! Each of the two commits is one statement, sent together with the one that sets the generation: nobody can stop in between
 //! on our side of the wire. Past the deadline anyone may give the pause back.
 
-mod blockers;
 mod ending;
 mod pause;
 mod prepare;
@@ -19,11 +18,9 @@ use tokio_postgres::Client;
 use tracing::info;
 use uuid::Uuid;
 
-pub(crate) use self::blockers::in_flight;
-pub use self::blockers::{Blocker, Holds};
-pub(crate) use self::ending::{expire, give_back};
-use self::pause::Pause;
 use crate::core::Core;
+use crate::expiry::{expire, paused_by};
+use crate::in_flight::Blocker;
 use crate::projector::Registered;
 use crate::registration::{self, RegisterError, Registry};
 use crate::replayer::{ReplayError, ReplayProgress};
@@ -275,7 +272,7 @@ pub(crate) async fn deactivate(
 /// What the database knows, once nothing of an earlier activation is left.
 async fn before(core: &Core, client: &Client) -> Result<Registry, ActivateError> {
     expire(&core.store, client).await?;
-    if let Some(by) = ending::paused_by(&core.store, client).await? {
+    if let Some(by) = paused_by(&core.store, client).await? {
         return Err(ActivateError::Overtaken { by });
     }
     Ok(registration::registry(&core.store, client).await?)
@@ -305,6 +302,15 @@ async fn perform(
     let activated = Activated::of(Some(activation.id), plan, paused);
     info!(activation = activation.id, pause_ms = activated.pause_ms, "configuration activated");
     Ok(activated)
+}
+
+/// What a pause took.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pause {
+    horizon: Option<Position>,
+    whole: Duration,
+    drain: Duration,
+    feed: Duration,
 }
 
 impl Activated {

@@ -8,16 +8,18 @@ use tokio::time::sleep;
 use tokio_postgres::Client;
 use tracing::warn;
 
-use super::ending::{overtaken, tell};
-use super::{ActivateError, ActivateOptions, ActivationProgress, Change, OnActivation, Started, in_flight};
+use super::ending::overtaken;
+use super::{ActivateError, ActivateOptions, ActivationProgress, Change, OnActivation, Pause, Started};
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::horizon::{self, Look};
+use crate::in_flight;
 use crate::projector::{Registered, chain};
 use crate::replayer::{ReplayError, step_or_name};
 use crate::semver::Version;
 use crate::step::Stepped;
 use crate::store::StoreError;
+use crate::wake::Hint;
 use crate::words::names::ProjectorName;
 use crate::words::position::{Generation, Position};
 
@@ -26,15 +28,6 @@ const DRAIN_POLL: Duration = Duration::from_millis(1);
 
 fn texts(versions: &[(ProjectorName, Version)]) -> (Vec<&str>, Vec<String>) {
     versions.iter().map(|(projector, version)| (projector.as_str(), version.to_string())).unzip()
-}
-
-/// What a pause took.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Pause {
-    pub(super) horizon: Option<Position>,
-    pub(super) whole: Duration,
-    pub(super) drain: Duration,
-    pub(super) feed: Duration,
 }
 
 /// The pause: mark, drain, feed, switch.
@@ -89,7 +82,7 @@ async fn mark(
     if marked != planned {
         return Err(overtaken(core, client, activation).await?);
     }
-    tell(&core.store, client).await;
+    core.store.hint(client, Hint::States).await;
     Ok(set?.get("generation"))
 }
 
@@ -98,7 +91,7 @@ async fn drain(core: &Core, client: &Client, options: &ActivateOptions) -> Resul
     let started = Instant::now();
     let mut waited_for: Option<Vec<String>> = None;
     loop {
-        let mut left = in_flight(&core.store, client).await?;
+        let mut left = in_flight::look(&core.store, client).await?;
         if let Some(before) = &waited_for {
             left.retain(|blocker| before.contains(&blocker.transaction));
         }
@@ -178,7 +171,7 @@ async fn switch(
     if let Err(error) = set {
         warn!(error = %chain(&error), "switched, but the generation was not set");
     }
-    tell(&core.store, client).await;
+    core.store.hint(client, Hint::States).await;
     Ok(())
 }
 
@@ -199,7 +192,7 @@ pub(super) async fn switch_patches(
     if switched?.len() != change.incoming.len() + change.outgoing.len() {
         return Err(overtaken(core, client, activation).await?);
     }
-    tell(&core.store, client).await;
+    core.store.hint(client, Hint::States).await;
     Ok(Pause::default())
 }
 

@@ -5,8 +5,9 @@ use std::time::Instant;
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
-use super::{ActivateError, ActivateOptions, ActivationProgress, OnActivation, in_flight};
+use super::{ActivateError, ActivateOptions, ActivationProgress, OnActivation};
 use crate::core::Core;
+use crate::in_flight;
 use crate::instances;
 use crate::registration;
 use crate::replayer::{self, ReplayProgress};
@@ -100,7 +101,7 @@ async fn wait_for_old_appends(
     let started = Instant::now();
     loop {
         let limit = options.pause_limit.as_secs_f64() / 2.0;
-        let mut old = in_flight(&core.store, client).await?;
+        let mut old = in_flight::look(&core.store, client).await?;
         old.retain(|blocker| blocker.age_secs.is_none_or(|age| age > limit));
         if old.is_empty() {
             return Ok(());

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio_postgres::Row;
 
-use super::codec::{self, EncodeError};
+use crate::codec::{self, EncodeError};
 use crate::decider::{DecideError, Decided, Decider};
 use crate::projector::{Decoded, Load, ProjectError, Registered};
 use crate::store::{self, On, Ready, Store, StoreError};

@@ -1,5 +1,4 @@
 //! The log: append and read.
 
 pub(crate) mod append;
-pub(crate) mod codec;
 pub(crate) mod read;

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use super::codec;
+use crate::codec;
 use crate::horizon;
 use crate::store::{On, Store, StoreError, rows};
 use crate::words::event::{RawEvent, Recorded};

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::fold::{FoldProjector, Folding};
 use super::sql::{Running, SqlProjector};
 use super::{Project, Registered};
-use crate::log::codec::event_types;
+use crate::codec::event_types;
 use crate::words::decision::Versions;
 use crate::words::fingerprint::Fingerprint;
 use crate::words::names::{InvalidName, ProjectorName};

@@ -190,14 +190,13 @@ pub(crate) fn decode_all<E: serde::de::DeserializeOwned>(
     events
         .iter()
         .map(|event| {
-            let data =
-                crate::log::codec::decode(&event.event_type, &event.recorded.data).map_err(|reason| {
-                    ProjectError::Undecodable {
-                        position: event.recorded.position,
-                        event_type: event.event_type.clone(),
-                        reason,
-                    }
-                })?;
+            let data = crate::codec::decode(&event.event_type, &event.recorded.data).map_err(|reason| {
+                ProjectError::Undecodable {
+                    position: event.recorded.position,
+                    event_type: event.event_type.clone(),
+                    reason,
+                }
+            })?;
             Ok(event.with_data(data))
         })
         .collect()

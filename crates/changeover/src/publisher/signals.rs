@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use crate::core::{APPENDED, Core, STATES};
+use crate::core::Core;
 use crate::projector::chain;
 use crate::store::{Path, StoreError};
+use crate::wake::Hint;
 
 /// Starts the signals that the instance is configured for, as far as the path to the server carries them.
 pub(super) fn start(core: &Arc<Core>, tasks: &TaskTracker, stop: &CancellationToken) {
@@ -34,15 +35,11 @@ async fn announce(core: Arc<Core>, interval: Duration, stop: CancellationToken) 
         }
         sleep_until(next).await;
         next = Instant::now() + interval;
-        if let Err(error) = notify(&core).await {
-            debug!(error = %chain(&error), "a notification was not sent");
+        match core.background().await {
+            Ok(client) => core.store.hint(&client, Hint::Appended).await,
+            Err(error) => debug!(error = %chain(&error), "a notification was not sent"),
         }
     }
-}
-
-async fn notify(core: &Core) -> Result<(), StoreError> {
-    let client = core.background().await?;
-    core.store.query(&client, &core.store.sql.notify, &[&core.channel(), &APPENDED]).await.map(drop)
 }
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -73,7 +70,9 @@ async fn listen_once(core: &Core) -> Result<(), StoreError> {
     let hearing = async {
         while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
             match message? {
-                AsyncMessage::Notification(heard) if heard.payload() == STATES => core.states_changed.wake(),
+                AsyncMessage::Notification(heard) if heard.payload() == Hint::States.as_str() => {
+                    core.states_changed.wake();
+                }
                 AsyncMessage::Notification(_) => core.waker.wake(),
                 _ => {}
             }
@@ -81,7 +80,7 @@ async fn listen_once(core: &Core) -> Result<(), StoreError> {
         Ok(())
     };
     let asking = async {
-        client.batch_execute(&format!("LISTEN {}", core.channel())).await?;
+        client.batch_execute(&format!("LISTEN {}", core.store.channel())).await?;
         // What was announced before we listened.
         core.waker.wake();
         core.states_changed.wake();

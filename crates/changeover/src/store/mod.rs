@@ -10,9 +10,11 @@ use std::time::Duration;
 use deadpool_postgres::{Client, Pool, PoolError, Transaction};
 use postgres_types::{ToSql, Type};
 use tokio_postgres::{Config, IsolationLevel, Row, Statement};
+use tracing::debug;
 
 pub use self::connect::Path;
 use self::statements::{Sql, Statements};
+use crate::wake::Hint;
 use crate::words::names::SchemaName;
 
 /// What went wrong between us and the database.
@@ -192,6 +194,19 @@ impl Store {
     /// A connection of its own.
     pub(crate) async fn single(&self) -> Result<tokio_postgres::Client, StoreError> {
         connect::single(&self.config).await
+    }
+
+    /// The channel on which processes hear of each other.
+    pub(crate) fn channel(&self) -> String {
+        format!("changeover_{}", self.schema)
+    }
+
+    /// Tells the other processes. Whoever does not hear of it looks by itself.
+    pub(crate) async fn hint(&self, on: impl Into<On<'_>>, hint: Hint) {
+        let told = self.query(on, &self.sql.notify, &[&self.channel(), &hint.as_str()]).await;
+        if let Err(error) = told {
+            debug!(%error, "a notification was not sent");
+        }
     }
 
     /// Makes a statement ready to be sent.

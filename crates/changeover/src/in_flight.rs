@@ -56,7 +56,7 @@ impl fmt::Display for Blocker {
 }
 
 /// Everybody in flight, the oldest first.
-pub(crate) async fn in_flight(store: &Store, on: impl Into<On<'_>>) -> Result<Vec<Blocker>, StoreError> {
+pub(crate) async fn look(store: &Store, on: impl Into<On<'_>>) -> Result<Vec<Blocker>, StoreError> {
     let rows = store.query(on, &store.sql.in_flight, &[]).await?;
     Ok(rows
         .iter()

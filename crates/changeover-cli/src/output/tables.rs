@@ -1,0 +1,302 @@
+//! Tables for people.
+
+use changeover::{
+    Activated, Blocker, CaughtUp, Holds, Instance, OpenActivation, Plan, ProjectorStatus, Stall, Status, Step,
+};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+/// Transactions younger than this are daily business.
+const OLD_SECS: f64 = 1.0;
+
+/// Columns without lines between them: they can be read, and cut.
+fn table(columns: &[&str], right: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(columns.iter().map(|column| column.to_uppercase()));
+    table.add_rows(rows);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if right.contains(&columns[index]) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// Everything at a glance.
+pub(crate) fn status(status: &Status) -> String {
+    let (horizon, newest) = (status.horizon.get(), status.newest.get());
+    let mut text =
+        format!("Schema {}, generation {}, horizon {}", status.schema, status.generation, thousands(horizon));
+    if newest > horizon {
+        text.push_str(&format!(" ({} positions drawn beyond it)", thousands(newest - horizon)));
+    }
+    text.push_str("\n\n");
+    text.push_str(&projectors(&status.projectors));
+    for (projector, stall) in stalls(&status.projectors) {
+        text.push_str(&stalled(projector, stall));
+    }
+    text.push('\n');
+    text.push_str(&activation(status.activation.as_ref()));
+    text.push_str(&in_flight(&status.in_flight));
+    text.push('\n');
+    text.push_str(&instances(&status.instances));
+    text
+}
+
+fn projectors(projectors: &[ProjectorStatus]) -> String {
+    if projectors.is_empty() {
+        return "No projector was ever registered.\n".to_owned();
+    }
+    let columns = ["projector", "version", "state", "delivery", "position", "lag", "changed by"];
+    table(
+        &columns,
+        &["position"],
+        projectors.iter().map(|projector| {
+            let state = projector.state.to_string();
+            let tables = projector.tables.as_ref();
+            vec![
+                projector.projector.to_string(),
+                projector.version.to_string(),
+                if projector.in_activation { format!("{state}, switching") } else { state },
+                projector.delivery.to_string(),
+                tables.map_or_else(String::new, |tables| thousands(tables.position.get())),
+                tables.map_or_else(String::new, |tables| {
+                    if tables.stalled.is_some() {
+                        format!("{} events, stalled", thousands(tables.lag_events))
+                    } else if tables.inline {
+                        "none: fed by appends".to_owned()
+                    } else if tables.lag_events == 0 {
+                        "none".to_owned()
+                    } else {
+                        format!("{} events, {}", thousands(tables.lag_events), seconds(tables.lag_secs))
+                    }
+                }),
+                plain(&projector.changed_by),
+            ]
+        }),
+    )
+}
+
+/// Each stall once: the versions of one major share their tables.
+fn stalls(projectors: &[ProjectorStatus]) -> Vec<(&ProjectorStatus, &Stall)> {
+    let mut stalls: Vec<(&ProjectorStatus, &Stall)> = Vec::new();
+    for projector in projectors {
+        let Some(stall) = projector.tables.as_ref().and_then(|tables| tables.stalled.as_ref()) else {
+            continue;
+        };
+        let known = stalls.iter_mut().find(|(other, _)| {
+            other.projector == projector.projector && other.version.major == projector.version.major
+        });
+        match known {
+            Some(known) if projector.state == changeover::ProjectorState::Active => {
+                *known = (projector, stall)
+            }
+            Some(_) => {}
+            None => stalls.push((projector, stall)),
+        }
+    }
+    stalls
+}
+
+fn stalled(projector: &ProjectorStatus, stall: &Stall) -> String {
+    let name = &projector.projector;
+    let mut text = format!("\n{name} {} is stalled", projector.version);
+    if let Some(position) = stall.position {
+        text.push_str(&format!(" at position {position}"));
+    }
+    if let Some(event_type) = &stall.event_type {
+        text.push_str(&format!(" ({})", plain(event_type)));
+    }
+    text.push_str(&format!(": {}\n  mend it and `retry {name}`", plain(&stall.error)));
+    if let Some(position) = stall.position {
+        text.push_str(&format!(", or go on without this event: `skip {name} --position {position}`"));
+    }
+    text.push('\n');
+    text
+}
+
+fn activation(open: Option<&OpenActivation>) -> String {
+    let Some(open) = open else { return "No activation is under way.\n".to_owned() };
+    let (id, by, age) = (open.id, plain(&open.requested_by), seconds(open.age_secs));
+    let mut text = format!("Activation {id} by {by} has been under way for {age}");
+    if open.paused {
+        text.push_str("; writers are paused");
+        match open.pause_left_secs {
+            Some(left) if left > 0.0 => text.push_str(&format!(", for {} more at most", seconds(left))),
+            Some(_) => text.push_str(", and its deadline has passed: whoever looks next gives it back"),
+            None => {}
+        }
+    }
+    text.push_str(".\n");
+    text
+}
+
+fn in_flight(blockers: &[Blocker]) -> String {
+    let old: Vec<&Blocker> =
+        blockers.iter().filter(|blocker| blocker.age_secs.is_none_or(|age| age >= OLD_SECS)).collect();
+    if old.is_empty() {
+        return "No transaction has been in flight for more than 1 s.\n".to_owned();
+    }
+    let columns = ["pid", "application", "holds", "age", "doing"];
+    let rows = old.into_iter().map(|blocker| {
+        vec![
+            blocker.pid.map_or_else(|| "none".to_owned(), |pid| pid.to_string()),
+            plain(blocker.application_name.as_deref().unwrap_or_default()),
+            holds(blocker.holds).to_owned(),
+            blocker.age_secs.map_or_else(String::new, seconds),
+            plain(&blocker.doing),
+        ]
+    });
+    format!("\nIn flight for more than 1 s:\n{}", table(&columns, &["age"], rows))
+}
+
+fn holds(holds: Holds) -> &'static str {
+    match holds {
+        Holds::Lease => "lease (append)",
+        Holds::Presence => "presence (publish)",
+    }
+}
+
+fn instances(instances: &[Instance]) -> String {
+    if instances.is_empty() {
+        return "No instance was seen lately.\n".to_owned();
+    }
+    let columns = ["instance", "application", "version", "readiness", "seen", "address", "configuration"];
+    table(
+        &columns,
+        &[],
+        instances.iter().map(|instance| {
+            let configuration: Vec<String> =
+                instance.configuration.iter().map(|(name, version)| format!("{name} {version}")).collect();
+            vec![
+                instance.id.to_string(),
+                plain(&instance.application),
+                plain(&instance.application_version),
+                plain(&instance.readiness),
+                if instance.alive {
+                    "alive".to_owned()
+                } else {
+                    format!("gone for {}", seconds(instance.silent_secs))
+                },
+                plain(instance.address.as_deref().unwrap_or_default()),
+                configuration.join(", "),
+            ]
+        }),
+    )
+}
+
+/// What an activation would do, and why not.
+pub(crate) fn plan(plan: &Plan) -> String {
+    let mut text = steps(plan);
+    if !plan.obstacles.is_empty() {
+        text.push_str("\nIn the way:\n");
+        for obstacle in &plan.obstacles {
+            text.push_str(&format!("  {}\n", plain(&obstacle.to_string())));
+        }
+    } else if plan.is_done() {
+        text.push_str("\nThis configuration is the active one: there is nothing to do.\n");
+    }
+    text
+}
+
+fn steps(plan: &Plan) -> String {
+    if plan.steps.is_empty() {
+        return "Neither this configuration nor the active one has a projector.\n".to_owned();
+    }
+    let columns = ["action", "projector", "from", "to", "what happens"];
+    let rows = plan.steps.iter().map(|step| {
+        let none = || "none".to_owned();
+        let (action, from, to, what) = match step {
+            Step::Keep { version, .. } => {
+                ("keep", version.to_string(), version.to_string(), "nothing".to_owned())
+            }
+            Step::Replay { version, replaces, from, .. } => (
+                "replay",
+                replaces.as_ref().map_or_else(none, ToString::to_string),
+                version.to_string(),
+                format!("replayed from position {}, then activated", thousands(from.get())),
+            ),
+            Step::Activate { version, replaces, .. } => {
+                ("activate", replaces.to_string(), version.to_string(), "takes over in place".to_owned())
+            }
+            Step::Retire { version, .. } => {
+                ("retire", version.to_string(), none(), "is fed no more; its tables are kept".to_owned())
+            }
+        };
+        vec![action.to_owned(), step.projector().to_string(), from, to, what]
+    });
+    table(&columns, &[], rows)
+}
+
+/// What an activation did.
+pub(crate) fn activated(activated: &Activated) -> String {
+    let Some(activation) = activated.activation else { return plan(&activated.plan) };
+    let mut text = steps(&activated.plan);
+    text.push_str(&format!("\nActivation {activation} switched"));
+    if let Some(horizon) = activated.horizon {
+        let Activated { pause_ms, drain_ms, feed_ms, .. } = activated;
+        text.push_str(&format!(
+            " at position {horizon}. Writers were paused for {pause_ms:.1} ms: {drain_ms:.1} ms until nothing was in flight, {feed_ms:.1} ms to feed the rest"
+        ));
+    } else {
+        text.push_str(" without a pause");
+    }
+    text.push_str(".\n");
+    text
+}
+
+/// What was replayed.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+pub(crate) fn replayed(replayed: &[CaughtUp]) -> String {
+    if replayed.is_empty() {
+        return "There is nothing to replay.\n".to_owned();
+    }
+    let columns = ["projector", "version", "position", "lag", "events", "time", "events/s"];
+    let rows = replayed.iter().map(|CaughtUp { progress, .. }| {
+        let secs = progress.elapsed.as_secs_f64();
+        vec![
+            progress.projector.to_string(),
+            progress.version.to_string(),
+            thousands(progress.position.get()),
+            thousands(progress.lag_events()),
+            thousands(progress.events.try_into().unwrap_or(i64::MAX)),
+            seconds(secs),
+            if secs > 0.0 {
+                thousands((progress.events as f64 / secs).round() as i64)
+            } else {
+                String::new()
+            },
+        ]
+    });
+    table(&columns, &["position", "lag", "events", "time", "events/s"], rows)
+}
+
+/// A number with its thousands apart.
+pub(crate) fn thousands(number: i64) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let mut text = String::from(if number < 0 { "-" } else { "" });
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A time as people say it.
+pub(crate) fn seconds(secs: f64) -> String {
+    match secs {
+        secs if secs < 9.95 => format!("{:.1} s", secs.max(0.0)),
+        secs if secs < 119.5 => format!("{secs:.0} s"),
+        secs if secs < 119.5 * 60.0 => format!("{:.0} min", secs / 60.0),
+        secs if secs < 47.5 * 3_600.0 => format!("{:.0} h", secs / 3_600.0),
+        secs => format!("{:.0} days", secs / 86_400.0),
+    }
+}
+
+/// Text from elsewhere, in one line and without what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -1,0 +1,248 @@
+//! Runs a command: a verb of the library for each, and what it has to say.
+
+use std::io;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use changeover::{Activated, ActivationProgress, Builder, Changeover, Position, ProjectorName, Status, Step};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::command::{
+    AbortArgs, ActivateArgs, Command, DeactivateArgs, Options, ReplayArgs, RetryArgs, SkipArgs,
+};
+use crate::exit::{Exit, Failure};
+use crate::interrupt::Interrupts;
+use crate::output::progress::Progress;
+use crate::output::{self, Report, json as documents, tables};
+
+/// Runs one of Changeover's commands for the instance that `builder` sets up: its database, its configuration, its name.
+///
+/// The configuration must be the one that the application serves with: `plan`, `replay` and `activate-configuration` are
+/// about it. Prints, and returns what the process is to end with.
+///
+/// ```no_run
+/// # async fn example(command: changeover_cli::Command, options: changeover_cli::Options, configuration: changeover::Configuration) -> Result<(), Box<dyn std::error::Error>> {
+/// let builder = options.builder()?.application("shop", "2.3.0").configuration(configuration);
+/// let exit: std::process::ExitCode = changeover_cli::run(command, &options, builder).await;
+/// # Ok(()) }
+/// ```
+pub async fn run(command: Command, options: &Options, builder: Builder) -> ExitCode {
+    let progress = Progress::new(options.quiet);
+    let done = perform(command, builder, &progress).await;
+    // What is left of it must not stand below the result.
+    drop(progress);
+    let exit = match done {
+        Ok(report) => output::finished(options.json, &report),
+        Err(failure) => output::failed(options.json, &failure),
+    };
+    exit.into()
+}
+
+async fn perform(command: Command, builder: Builder, progress: &Progress) -> Result<Report, Failure> {
+    if let Command::Migrate = command {
+        return migrate(&builder).await;
+    }
+    let changeover = &builder.connect().await?;
+    match command {
+        Command::Migrate => unreachable!("BUG: needs no connection and was handled"),
+        Command::Status => status(changeover).await,
+        Command::Plan => plan(changeover, Exit::Done).await,
+        Command::Replay(args) => replay(changeover, &args, progress).await,
+        Command::ActivateConfiguration(args) if args.dry_run => plan(changeover, Exit::Refused).await,
+        Command::ActivateConfiguration(args) => activate(changeover, &args, progress).await,
+        Command::Abort(args) => abort(changeover, &args).await,
+        Command::Retry(args) => retry(changeover, &args).await,
+        Command::Skip(args) => skip(changeover, &args).await,
+        Command::Deactivate(args) => deactivate(changeover, &args, progress).await,
+    }
+}
+
+async fn migrate(builder: &Builder) -> Result<Report, Failure> {
+    let applied = builder.migrate().await?;
+    let text = match &applied[..] {
+        [] => "The schema is up to date: there was nothing to apply.\n".to_owned(),
+        versions => {
+            let versions: Vec<String> = versions.iter().map(ToString::to_string).collect();
+            format!("Applied to the schema: {}.\n", versions.join(", "))
+        }
+    };
+    Ok(Report::done(text, json!({ "applied": applied })))
+}
+
+async fn status(changeover: &Changeover) -> Result<Report, Failure> {
+    let status = changeover.status().await?;
+    Ok(Report::done(tables::status(&status), documents::status(&status)))
+}
+
+async fn plan(changeover: &Changeover, in_the_way: Exit) -> Result<Report, Failure> {
+    let plan = changeover.plan().await?;
+    let exit = if plan.obstacles.is_empty() { Exit::Done } else { in_the_way };
+    Ok(Report { exit, text: tables::plan(&plan), json: documents::plan(&plan) })
+}
+
+async fn replay(changeover: &Changeover, args: &ReplayArgs, progress: &Progress) -> Result<Report, Failure> {
+    let mut interrupts = interrupts()?;
+    let mut projectors = args.projectors.clone();
+    if projectors.is_empty() {
+        let plan = changeover.plan().await?;
+        let replayed = plan.steps.iter().filter(|step| matches!(step, Step::Replay { .. }));
+        projectors.extend(replayed.map(|step| step.projector().clone()));
+    }
+    let who = args.who.requested_by();
+    let on_progress = |replayed: &_| progress.replaying(replayed);
+    let mut replayed = Vec::new();
+    for projector in &projectors {
+        // What it did not commit is rolled back; the checkpoint says where to go on.
+        replayed.push(tokio::select! {
+            caught_up = changeover.replay(projector, &who, args.lag_events, &on_progress) => caught_up?,
+            signal = interrupts.next() => {
+                return Err(Failure::interrupted(format!("{signal}: the replay of {projector} was stopped"))
+                    .next("run `replay` again: it goes on from there"));
+            }
+        });
+    }
+    Ok(Report::done(tables::replayed(&replayed), documents::replayed(&replayed)))
+}
+
+async fn activate(
+    changeover: &Changeover,
+    args: &ActivateArgs,
+    progress: &Progress,
+) -> Result<Report, Failure> {
+    /// How long after the pause's limit we wait for an outcome that is certain already.
+    const CONCLUDING: Duration = Duration::from_secs(5);
+    let mut interrupts = interrupts()?;
+    let options = args.options();
+    let started = OnceLock::new();
+    let on_progress = |at: ActivationProgress| {
+        if let ActivationProgress::Started { activation } = at {
+            // Set once: an activation has one number.
+            let _ = started.set(activation);
+        }
+        progress.activating(&at);
+    };
+    let mut activating = pin!(changeover.activate(&options, &on_progress));
+    let signal = tokio::select! {
+        done = &mut activating => return Ok(activated(&done?)),
+        signal = interrupts.next() => signal,
+    };
+    let Some(&activation) = started.get() else {
+        return Err(Failure::interrupted(format!("{signal}: nothing was activated")));
+    };
+    progress.say(format!("{signal}: aborting activation {activation}"));
+    let aborting = async {
+        let aborted = changeover.abort_one(activation, &options.requested_by).await?;
+        Ok::<_, Failure>(aborted)
+    };
+    let aborted = tokio::select! {
+        // It goes on meanwhile: if it switches first, that is the result.
+        done = &mut activating => match done {
+            Ok(done) => return Ok(activated(&done)),
+            Err(_) => true,
+        },
+        aborted = aborting => aborted?,
+        _ = interrupts.next() => {
+            let text = format!("activation {activation} was left as it is: if writers are paused, its deadline ends that");
+            return Err(Failure::interrupted(text).next("see `status`"));
+        }
+    };
+    if !aborted && let Ok(Ok(done)) = timeout(options.pause_limit + CONCLUDING, activating).await {
+        return Ok(activated(&done));
+    }
+    Err(Failure::interrupted(format!(
+        "{signal}: activation {activation} was aborted; what was active before is active still, what was replayed is kept"
+    )))
+}
+
+fn activated(activated: &Activated) -> Report {
+    Report::done(tables::activated(activated), documents::activated(activated))
+}
+
+async fn abort(changeover: &Changeover, args: &AbortArgs) -> Result<Report, Failure> {
+    let aborted = changeover.abort(&args.who.requested_by()).await?;
+    let text = match &aborted[..] {
+        [] => "No activation was under way.\n".to_owned(),
+        [one] => format!("Activation {one} was aborted.\n"),
+        many => {
+            let many: Vec<String> = many.iter().map(ToString::to_string).collect();
+            format!("Activations {} were aborted.\n", many.join(", "))
+        }
+    };
+    Ok(Report::done(text, json!({ "aborted": aborted })))
+}
+
+async fn retry(changeover: &Changeover, args: &RetryArgs) -> Result<Report, Failure> {
+    let projector = &args.projector;
+    if !changeover.retry(projector).await? {
+        known(&changeover.status().await?, projector)?;
+        return Err(Failure::refused(
+            "not_stalled",
+            format!("{projector} is not stalled: there is nothing to retry"),
+        ));
+    }
+    let text = format!("{projector} is tried again by the next instance that publishes.\n");
+    Ok(Report::done(text, json!({ "projector": projector, "retried": true })))
+}
+
+async fn skip(changeover: &Changeover, args: &SkipArgs) -> Result<Report, Failure> {
+    let SkipArgs { projector, position, who } = args;
+    let position: Position = *position;
+    if let Err(error) = changeover.skip(projector, position, &who.requested_by()).await {
+        let failure = Failure::from(error);
+        if failure.exit == Exit::Refused {
+            known(&changeover.status().await?, projector)?;
+        }
+        return Err(failure);
+    }
+    let text = format!(
+        "{projector} goes on after position {position}; the event there was skipped, and is written down as such.\n"
+    );
+    Ok(Report::done(text, json!({ "projector": projector, "skipped": position })))
+}
+
+async fn deactivate(
+    changeover: &Changeover,
+    args: &DeactivateArgs,
+    progress: &Progress,
+) -> Result<Report, Failure> {
+    let mut interrupts = interrupts()?;
+    known(&changeover.status().await?, &args.projector)?;
+    let options = args.options();
+    let mut deactivating = pin!(changeover.deactivate(&args.projector, &options));
+    let signal = tokio::select! {
+        done = &mut deactivating => return Ok(activated(&done?)),
+        signal = interrupts.next() => signal,
+    };
+    progress.say(format!(
+        "{signal}: the end of the pause is waited for; once more, and it is left to its deadline"
+    ));
+    tokio::select! {
+        done = deactivating => Ok(activated(&done?)),
+        signal = interrupts.next() => {
+            Err(Failure::interrupted(format!("{signal}: left to its deadline")).next("see `status`"))
+        }
+    }
+}
+
+/// A name that nobody ever registered is a mistake of whoever typed it.
+fn known(status: &Status, projector: &ProjectorName) -> Result<(), Failure> {
+    if status.projectors.iter().any(|known| known.projector == *projector) {
+        return Ok(());
+    }
+    let mut names: Vec<&str> = status.projectors.iter().map(|known| known.projector.as_str()).collect();
+    names.dedup();
+    let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    Err(Failure::refused(
+        "unknown_projector",
+        format!("no projector {projector} was ever registered; there is: {there}"),
+    ))
+}
+
+fn interrupts() -> Result<Interrupts, Failure> {
+    let failed =
+        |error: io::Error| Failure::new(Exit::Failed, "io", format!("signals cannot be watched: {error}"));
+    Interrupts::watch().map_err(failed)
+}

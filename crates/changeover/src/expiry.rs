@@ -1,0 +1,55 @@
+//! The end of an activation without a switch: given back by whoever performs it, by an operator, or by anyone past its
+//! deadline.
+
+use std::time::SystemTime;
+
+use futures_util::future::join;
+use postgres_types::ToSql;
+use tokio_postgres::Client;
+use tracing::warn;
+
+use crate::store::{Store, StoreError};
+use crate::wake::Hint;
+
+/// Ends an activation, or all that are open, without a switch. Returns the ones that it ended.
+pub(crate) async fn give_back(
+    store: &Store,
+    client: &Client,
+    activation: Option<i64>,
+    outcome: &str,
+    reason: &str,
+    only_expired: bool,
+) -> Result<Vec<i64>, StoreError> {
+    let params: [&(dyn ToSql + Sync); 4] = [&activation, &outcome, &reason, &only_expired];
+    let given = store.query(client, &store.sql.give_back, &params);
+    let set = store.query_one(client, &store.sql.set_generation, &[]);
+    let (given, set) = join(given, set).await;
+    let ended: Vec<i64> = given?.iter().map(|row| row.get("id")).collect();
+    set?;
+    if !ended.is_empty() {
+        warn!(activations = ?ended, outcome, reason, "activation ended without a switch");
+        store.hint(client, Hint::States).await;
+    }
+    Ok(ended)
+}
+
+/// Gives back a pause whose deadline has passed. Anyone may.
+pub(crate) async fn expire(store: &Store, client: &Client) -> Result<bool, StoreError> {
+    let open = store.query_opt(client, &store.sql.open_activation, &[]).await?;
+    let overdue =
+        open.is_some_and(|row| row.get::<_, Option<f64>>("left_secs").is_some_and(|left| left < 0.0));
+    if !overdue {
+        return Ok(false);
+    }
+    let reason = "its deadline passed";
+    Ok(!give_back(store, client, None, "expired", reason, true).await?.is_empty())
+}
+
+/// Who performs the activation that is in its pause right now, if there is one.
+pub(crate) async fn paused_by(store: &Store, client: &Client) -> Result<Option<String>, StoreError> {
+    let open = store.query_opt(client, &store.sql.open_activation, &[]).await?;
+    let paused = open.filter(|row| row.get::<_, Option<SystemTime>>("activating_at").is_some());
+    Ok(paused.map(|row| {
+        format!("activation {} by {}", row.get::<_, i64>("id"), row.get::<_, &str>("requested_by"))
+    }))
+}

@@ -1,0 +1,66 @@
+//! The real thing against a checker: many processes append and publish while configurations are activated, aborted and taken
+//! back; processes are killed, and frozen for longer than an activation. Afterwards the log, the journals of the writers and
+//! every row must agree.
+//!
+//! `CHANGEOVER_CHAOS_SEED` repeats the choices of a run (not the timing, which is the machine's), `CHANGEOVER_CHAOS_SECONDS`
+//! makes it longer.
+
+mod stage;
+mod story;
+mod verdict;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use changeover_testkit::{Cluster, Database};
+
+use self::stage::Stage;
+use self::story::Chance;
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+fn seed() -> u64 {
+    let clock = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros());
+    from_environment("CHANGEOVER_CHAOS_SEED", u64::try_from(clock % 1_000_000).unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_many_processes_write_is_there_once_whatever_is_killed_frozen_activated_or_aborted() {
+    let seed = seed();
+    let seconds = from_environment("CHANGEOVER_CHAOS_SECONDS", 16);
+    println!("CHANGEOVER_CHAOS_SEED={seed} CHANGEOVER_CHAOS_SECONDS={seconds}");
+    let cluster = Cluster::start().expect("a server");
+    let database = Database::fresh_on(&cluster).await;
+    let mut chance = Chance::new(seed);
+    let stage = Stage::set(&database, &mut chance).await;
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let (upgrades, faults) = (Chance::new(chance.next()), Chance::new(chance.next()));
+    tokio::join!(stage.upgrade(until, upgrades), stage.disturb(until, faults), stage.watch(until));
+    stage.settle().await;
+    verdict::check(&database, &stage.journals(), seed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_a_server_that_is_killed() {
+    let seed = seed();
+    println!("CHANGEOVER_CHAOS_SEED={seed}");
+    let cluster = Cluster::builder().durable().start().expect("a server");
+    let database = Database::fresh_on(&cluster).await;
+    let mut chance = Chance::new(seed);
+    let stage = Stage::set(&database, &mut chance).await;
+    for _ in 0..2 {
+        let until = Instant::now() + Duration::from_millis(1_500 + chance.below(1_000));
+        let upgrades = Chance::new(chance.next());
+        let killed = async {
+            tokio::time::sleep_until(until.into()).await;
+            cluster.kill_9().expect("the server is killed");
+            cluster.restart().expect("the server comes back");
+        };
+        tokio::join!(stage.upgrade(until, upgrades), killed);
+    }
+    let until = Instant::now() + Duration::from_secs(3);
+    stage.upgrade(until, Chance::new(chance.next())).await;
+    stage.settle().await;
+    verdict::check(&database, &stage.journals(), seed).await;
+}

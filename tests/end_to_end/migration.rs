@@ -1,0 +1,204 @@
+//! Our own schema: brought up to date by anybody at any time, and refused where it does not fit.
+
+use std::time::Duration;
+
+use changeover::{Changeover, ConnectError, Expected, MigrateError};
+use changeover_testkit::{Database, eventually};
+use tokio::task::JoinSet;
+
+use crate::orders::{OrderEvent, placed, stream};
+use crate::releases::{SOON, active, release};
+
+/// The newest version of the schema, as it is once everything was applied.
+fn newest() -> i32 {
+    2
+}
+
+fn builder(database: &Database) -> changeover::Builder {
+    Changeover::builder(database.config()).configuration(release("1.0.0"))
+}
+
+async fn twenty(database: &Database) -> Vec<Vec<i32>> {
+    let mut migrating = JoinSet::new();
+    for _ in 0..20 {
+        let builder = builder(database);
+        migrating.spawn(async move { builder.migrate().await.unwrap() });
+    }
+    let mut applied = tokio::time::timeout(SOON, migrating.join_all()).await.expect("migrators hang");
+    applied.sort();
+    applied
+}
+
+#[tokio::test]
+async fn twenty_concurrent_migrators_all_succeed_and_one_of_them_did_the_work() {
+    let database = Database::fresh().await;
+    let mut expected = vec![Vec::new(); 19];
+    expected.push((1..=newest()).collect::<Vec<_>>());
+    assert_eq!(twenty(&database).await, expected);
+    assert_eq!(twenty(&database).await, vec![Vec::<i32>::new(); 20]);
+    builder(&database).connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn migrators_do_not_deadlock_with_an_index_that_is_built_concurrently() {
+    let database = Database::fresh().await;
+    let (writer, builder, observer) = (database.client().await, database.client().await, database.client().await);
+    writer.batch_execute("CREATE TABLE elsewhere (n integer)").await.unwrap();
+    writer.batch_execute("BEGIN; INSERT INTO elsewhere VALUES (1)").await.unwrap();
+    let building = tokio::spawn(async move {
+        // It waits for every older snapshot of the database, twice.
+        builder.batch_execute("CREATE INDEX CONCURRENTLY slow ON elsewhere (n)").await
+    });
+    let waiting = "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%')";
+    eventually(SOON, || async { observer.query_one(waiting, &[]).await.unwrap().get::<_, bool>(0) }).await;
+
+    let applied = twenty(&database).await;
+    assert_eq!(applied.last().unwrap().len(), usize::try_from(newest()).unwrap());
+    assert!(!building.is_finished(), "nothing was built meanwhile, so nothing was tested");
+
+    // And with the index on its way through its other phases.
+    let (again, committed) = tokio::join!(twenty(&database), writer.batch_execute("COMMIT"));
+    committed.unwrap();
+    assert_eq!(again.len(), 20);
+    tokio::time::timeout(SOON, building).await.expect("the index hangs").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn two_schemas_in_one_database_are_independent() {
+    let database = Database::fresh().await;
+    let mut instances = Vec::new();
+    // Read models have names of their own in the database, so the two applications do not share a projector.
+    for (schema, name) in [("first", "1.0.0"), ("second_one", "totals")] {
+        let builder = Changeover::builder(database.config())
+            .configuration(release(name))
+            .schema(schema.parse().unwrap());
+        assert_eq!(builder.migrate().await.unwrap().len(), usize::try_from(newest()).unwrap());
+        instances.push(builder.connect().await.unwrap());
+    }
+    let events = [placed("Ada"), OrderEvent::Paid];
+    instances[0].append(&stream("a"), Expected::NoStream, &events).await.unwrap();
+    instances[1].append(&stream("a"), Expected::NoStream, &events[..1]).await.unwrap();
+    let client = database.client().await;
+    for (schema, events, projector) in [("first", 2_i64, "orders"), ("second_one", 1, "totals")] {
+        let sql = format!(
+            "SELECT (SELECT count(*) FROM {schema}.events), (SELECT string_agg(projector, ',') FROM {schema}.projector_states)"
+        );
+        let row = client.query_one(&sql, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, &str>(1)), (events, projector), "{schema}");
+    }
+    let there = client.query_one("SELECT to_regnamespace('changeover') IS NULL", &[]).await.unwrap();
+    assert!(there.get::<_, bool>(0), "the default schema was made although nobody asked for it");
+}
+
+#[tokio::test]
+async fn a_host_keeps_its_own_refinery_table() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    client
+        .batch_execute(
+            "CREATE TABLE refinery_schema_history (version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255));
+             INSERT INTO refinery_schema_history VALUES (1, 'of_the_host', '2026-01-01T00:00:00Z', '4711')",
+        )
+        .await
+        .unwrap();
+    assert_eq!(builder(&database).migrate().await.unwrap().len(), usize::try_from(newest()).unwrap());
+    let kept = client.query("SELECT version, name, checksum FROM refinery_schema_history", &[]).await.unwrap();
+    let kept: Vec<(i32, &str, &str)> = kept.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    assert_eq!(kept, [(1, "of_the_host", "4711")]);
+    let ours = client.query_one("SELECT count(*)::integer FROM changeover.migrations", &[]).await.unwrap();
+    assert_eq!(ours.get::<_, i32>(0), newest());
+}
+
+#[tokio::test]
+async fn a_newer_schema_that_breaks_nothing_is_fine() {
+    let database = Database::fresh().await;
+    builder(&database).migrate().await.unwrap();
+    database
+        .client()
+        .await
+        .batch_execute(
+            "INSERT INTO changeover.migrations SELECT 99, 'of_the_next_release', applied_on, '1' FROM changeover.migrations WHERE version = 1;
+             ALTER TABLE changeover.events ADD COLUMN of_the_next_release text;
+             ALTER TABLE changeover.projector_states ADD COLUMN of_the_next_release text;
+             ALTER TABLE changeover.checkpoints ADD COLUMN of_the_next_release text",
+        )
+        .await
+        .unwrap();
+    assert_eq!(builder(&database).migrate().await.unwrap(), Vec::<i32>::new());
+    let instance = builder(&database).connect().await.unwrap();
+    let last = crate::orders::place(&instance, "order", 2).await.last().unwrap();
+    let running = instance.start();
+    instance.wait_for(&"orders".parse().unwrap(), last, SOON).await.unwrap();
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_that_breaks_this_release_is_refused_by_name() {
+    let database = Database::fresh().await;
+    builder(&database).migrate().await.unwrap();
+    let client = database.client().await;
+    client.batch_execute("UPDATE changeover.compatibility SET needs = 99").await.unwrap();
+    let refused = builder(&database).migrate().await.unwrap_err();
+    let fits = |error: &MigrateError| {
+        assert!(matches!(error, MigrateError::SchemaIsNewer { needs: 99, ours, .. } if *ours == newest()), "{error:?}");
+        assert!(error.to_string().contains("upgrade the application"), "{error}");
+    };
+    fits(&refused);
+    let Err(ConnectError::Schema(refused)) = builder(&database).connect().await else { panic!("it connected") };
+    fits(&refused);
+    // Nothing was touched on the way: once it fits again it works.
+    client.batch_execute("UPDATE changeover.compatibility SET needs = 1").await.unwrap();
+    builder(&database).connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_older_or_missing_schema_names_the_command() {
+    let database = Database::fresh().await;
+    let older = |result: Result<Changeover, ConnectError>, was: i32| {
+        let Err(ConnectError::Schema(error)) = result else { panic!("it connected") };
+        assert!(matches!(error, MigrateError::SchemaIsOlder { found, ours, .. } if (found, ours) == (was, newest())));
+        assert!(error.to_string().contains("run `changeover migrate`"), "{error}");
+    };
+    older(builder(&database).connect().await, 0);
+    let there = database.client().await.query_one("SELECT to_regnamespace('changeover') IS NULL", &[]).await.unwrap();
+    assert!(there.get::<_, bool>(0), "connecting made a schema");
+    builder(&database).migrate().await.unwrap();
+    let client = database.client().await;
+    client.batch_execute("DELETE FROM changeover.migrations WHERE version = 2").await.unwrap();
+    older(builder(&database).connect().await, 1);
+}
+
+#[tokio::test]
+async fn a_diverged_migration_is_refused_and_nothing_is_applied() {
+    let database = Database::fresh().await;
+    builder(&database).migrate().await.unwrap();
+    let client = database.client().await;
+    client
+        .batch_execute(
+            "UPDATE changeover.migrations SET checksum = '4711' WHERE version = 1; DELETE FROM changeover.migrations WHERE version = 2",
+        )
+        .await
+        .unwrap();
+    let refused = builder(&database).migrate().await.unwrap_err();
+    assert!(matches!(refused, MigrateError::Migration { .. }), "{refused:?}");
+    let why = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(why.contains("V1__log"), "{why}");
+    let count = client.query_one("SELECT count(*) FROM changeover.migrations", &[]).await.unwrap();
+    assert_eq!(count.get::<_, i64>(0), 1);
+}
+
+#[tokio::test]
+async fn a_migrator_that_dies_leaves_no_lock_behind() {
+    let database = Database::fresh().await;
+    let mut dead = JoinSet::new();
+    for _ in 0..8 {
+        let builder = builder(&database);
+        dead.spawn(async move { builder.migrate().await.map(drop) });
+    }
+    tokio::time::timeout(Duration::from_millis(30), dead.join_next()).await.ok();
+    dead.shutdown().await;
+    twenty(&database).await;
+    let instance = builder(&database).connect().await.unwrap();
+    crate::orders::place(&instance, "order", 1).await;
+    assert_eq!(active(&database.client().await).await, "orders 1.0.0");
+}
