@@ -2,7 +2,7 @@
 //! where it is.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,15 @@ impl<const N: usize, const MAJOR: u64, const INLINE: bool> FoldProjector for Fan
     type Tables = (Order,);
 }
 
+struct Fan3Patched;
+
+impl FoldProjector for Fan3Patched {
+    const NAME: &'static str = FAN[3];
+    const VERSION: Version = Version::new(1, 0, 1);
+    type Event = OrderEvent;
+    type Tables = (Order,);
+}
+
 fn fan<const MAJOR: u64>() -> Configuration {
     let some = Configuration::new()
         .fold(Fan::<0, MAJOR, true>)
@@ -93,6 +102,7 @@ pub(crate) fn release(name: &str) -> Configuration {
         "pair 1 1" => new().fold(Fan::<1, 1, false>).and_then(|c| c.fold(Fan::<3, 1, false>)),
         "pair 2 1" => new().fold(Fan::<1, 2, false>).and_then(|c| c.fold(Fan::<3, 1, false>)),
         "pair 1 2" => new().fold(Fan::<1, 1, false>).and_then(|c| c.fold(Fan::<3, 2, false>)),
+        "pair 1 1.0.1" => new().fold(Fan::<1, 1, false>).and_then(|c| c.fold(Fan3Patched)),
         "orders and fan_1" => new().fold(Orders1).and_then(|c| c.fold(Fan::<1, 1, false>)),
         other => panic!("no release {other}"),
     }
@@ -215,6 +225,8 @@ pub(crate) struct Writers {
     tasks: Vec<JoinHandle<Written>>,
 }
 
+static WRITERS: AtomicUsize = AtomicUsize::new(0);
+
 /// What writers saw.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
@@ -230,8 +242,12 @@ impl Writers {
     pub(crate) fn start(count: usize, instances: &[&Changeover]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let instances: Vec<Changeover> = instances.iter().map(|instance| (*instance).clone()).collect();
-        let tasks =
-            (0..count).map(|n| tokio::spawn(write(format!("w{n}"), instances.clone(), stop.clone()))).collect();
+        let tasks = (0..count)
+            .map(|_| {
+                let name = format!("w{}", WRITERS.fetch_add(1, Ordering::Relaxed));
+                tokio::spawn(write(name, instances.clone(), stop.clone()))
+            })
+            .collect();
         Self { stop, tasks }
     }
 

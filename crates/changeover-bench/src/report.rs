@@ -104,7 +104,7 @@ impl Report {
     /// The table, and how many goals were met.
     pub(crate) fn table(&self) -> String {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(presets::ASCII_MARKDOWN);
         table.set_header([
             "figure",
             "conditions",
@@ -147,7 +147,7 @@ fn row(figure: &Figure) -> [String; 8] {
         figure.ratio.map_or_else(String::new, number),
         format!("{} .. {}", number(low), number(high)),
         figure.goal.clone().unwrap_or_default(),
-        figure.met.map_or("", |met| if met { "met" } else { "MISSED" }).to_owned(),
+        figure.met.map_or("", |met| if met { "yes" } else { "NO" }).to_owned(),
     ]
 }
 

@@ -233,7 +233,14 @@ pub struct Options {
     #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// The schema that holds Changeover's own tables
-    #[arg(long, global = true, value_name = "NAME", env = "CHANGEOVER_SCHEMA", default_value_t)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "CHANGEOVER_SCHEMA",
+        hide_env_values = true,
+        default_value_t
+    )]
     pub schema: SchemaName,
     /// Print the result as one JSON document on standard output
     #[arg(long, global = true)]
@@ -272,7 +279,8 @@ impl Options {
             usage(ErrorKind::MissingRequiredArgument, text.to_owned())
         })?;
         let config = url.parse().map_err(|error| {
-            let text = crate::exit::chain(&error).join(": ");
+            // Backticks are for commands.
+            let text = crate::exit::chain(&error).join(": ").replace('`', "'");
             usage(ErrorKind::ValueValidation, format!("the database's URL cannot be read: {text}"))
         })?;
         Ok(Changeover::builder(config).schema(self.schema.clone()))
@@ -367,7 +375,7 @@ mod tests {
             panic!("another command");
         };
         assert_eq!(args.options().pause_limit, Duration::from_millis(500));
-        assert_eq!(args.options().drain_timeout, Duration::from_secs(120));
+        assert_eq!(args.options().drain_timeout, Duration::from_mins(2));
         assert_eq!(args.options().requested_by, "ci");
     }
 

@@ -9,6 +9,8 @@ use changeover::{
 };
 use serde::Serialize;
 
+use crate::output::plain;
+
 /// The exit codes, for the help of a host: `#[command(after_help = changeover_cli::EXIT_CODES)]`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
@@ -65,17 +67,22 @@ pub(crate) struct Failure {
     pub(crate) causes: Vec<String>,
     /// What to do, where the message does not say it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) next: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) blockers: Vec<Blocker>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) obstacles: Vec<Obstacle>,
+    pub(crate) next: Option<Box<str>>,
+    #[serde(flatten)]
+    pub(crate) in_the_way: Option<InTheWay>,
+}
+
+/// Who or what stands in the way, one by one.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum InTheWay {
+    Blockers(Vec<Blocker>),
+    Obstacles(Vec<Obstacle>),
 }
 
 impl Failure {
     pub(crate) fn new(exit: Exit, kind: &'static str, message: impl Into<String>) -> Self {
-        let (causes, next, blockers, obstacles) = <_>::default();
-        Self { exit, kind, message: message.into(), causes, next, blockers, obstacles }
+        Self { exit, kind, message: message.into(), causes: Vec::new(), next: None, in_the_way: None }
     }
 
     pub(crate) fn refused(kind: &'static str, message: impl Into<String>) -> Self {
@@ -87,7 +94,7 @@ impl Failure {
     }
 
     #[must_use]
-    pub(crate) fn next(mut self, next: impl Into<String>) -> Self {
+    pub(crate) fn next(mut self, next: &str) -> Self {
         self.next = Some(next.into());
         self
     }
@@ -101,20 +108,19 @@ impl Failure {
 
     /// As people read it, in one line or a few.
     pub(crate) fn text(&self) -> String {
-        let mut text = format!("error: {}\n", self.message);
-        for obstacle in &self.obstacles {
-            text.push_str(&format!("  in the way: {obstacle}\n"));
+        let mut lines = vec![format!("error: {}", self.message)];
+        match &self.in_the_way {
+            None => {}
+            Some(InTheWay::Obstacles(list)) => {
+                lines.extend(list.iter().map(|one| format!("  in the way: {one}")));
+            }
+            Some(InTheWay::Blockers(list)) => {
+                lines.extend(list.iter().map(|one| format!("  blocked by: {one}")));
+            }
         }
-        for blocker in &self.blockers {
-            text.push_str(&format!("  blocked by: {blocker}\n"));
-        }
-        for cause in &self.causes {
-            text.push_str(&format!("cause: {cause}\n"));
-        }
-        if let Some(next) = &self.next {
-            text.push_str(&format!("next: {next}\n"));
-        }
-        text
+        lines.extend(self.causes.iter().map(|cause| format!("cause: {cause}")));
+        lines.extend(self.next.iter().map(|next| format!("next: {next}")));
+        lines.iter().flat_map(|line| [plain(line), "\n".to_owned()]).collect()
     }
 }
 
@@ -246,12 +252,12 @@ impl From<ActivateError> for Failure {
                     || "with COMMIT PREPARED or ROLLBACK PREPARED".to_owned(),
                     |pid| format!("for instance with SELECT pg_terminate_backend({pid})"),
                 );
-                failure.next = Some(format!("end what blocks it, {end}, or try again later"));
-                failure.blockers = blockers;
+                failure.next = Some(format!("end what blocks it, {end}, or try again later").into());
+                failure.in_the_way = Some(InTheWay::Blockers(blockers));
             }
             ActivateError::Obstacles(obstacles) => {
-                failure.message = "not activated: something stands in the way".to_owned();
-                failure.obstacles = obstacles;
+                "not activated: something stands in the way".clone_into(&mut failure.message);
+                failure.in_the_way = Some(InTheWay::Obstacles(obstacles));
             }
             _ => {}
         }
@@ -319,5 +325,31 @@ mod tests {
         };
         let failure = Failure::from(ConnectError::Obstacle(stalled));
         assert_eq!(failure.causes, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn what_the_server_says_of_values_is_not_repeated() {
+        let database = changeover_testkit::Database::fresh().await;
+        let client = database.client().await;
+        let refused = async |sql: &str| client.query(sql, &[]).await.unwrap_err();
+        let cast = "SELECT 'secret'::text::integer";
+        let plain = Failure::from(StoreError::from(refused(cast).await));
+        assert_eq!(plain.text(), "error: data exception (SQLSTATE 22P02)\n");
+
+        client
+            .batch_execute("CREATE TABLE t (x text PRIMARY KEY); INSERT INTO t VALUES ('secret')")
+            .await
+            .unwrap();
+        for sql in [cast, "INSERT INTO t VALUES ('secret')"] {
+            let of_the_projector = Failure::from(ReplayError::Projector {
+                projector: "orders".parse().unwrap(),
+                version: "2.0.0".parse().unwrap(),
+                position: changeover::Position::new(7),
+                event_type: "Placed".to_owned(),
+                source: changeover::ProjectError::Projector(refused(sql).await.into()),
+            });
+            assert!(of_the_projector.text().contains("(SQLSTATE 2"), "{}", of_the_projector.text());
+            assert!(!of_the_projector.text().contains("secret"), "{}", of_the_projector.text());
+        }
     }
 }

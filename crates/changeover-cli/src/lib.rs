@@ -68,7 +68,8 @@
 //!
 //! Told to stop by Ctrl-C or SIGTERM, `activate-configuration` aborts its activation at once, so that nobody is paused until the
 //! deadline; if the switch took place already, it says so and ends with 0. `replay` stops, and goes on from there the next time.
-//! `deactivate` is over within its pause limit and is waited for. A second signal ends each of them where it stands.
+//! `deactivate` is over within its drain timeout and its pause limit and is waited for. A second signal ends each of them where
+//! it stands.
 
 mod command;
 mod exit;

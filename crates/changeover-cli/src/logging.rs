@@ -32,7 +32,8 @@ impl Options {
     fn filter(&self, given: Option<&str>) -> (EnvFilter, Option<String>) {
         let default = match (self.quiet, self.verbose) {
             (true, _) => "error",
-            (false, 0) => "warn",
+            // How an activation ended is what the command itself reports.
+            (false, 0) => "warn,changeover::expiry=error",
             (false, 1) => "info",
             (false, 2) => "debug",
             (false, _) => "trace",
@@ -77,14 +78,14 @@ mod tests {
             let options = Options { verbose, quiet, ..Options::default() };
             assert_eq!(options.filter(given).0.to_string(), expected);
         };
-        check(0, false, None, "warn");
+        check(0, false, None, "changeover::expiry=error,warn");
         check(0, true, None, "error");
         check(1, false, None, "info");
         check(2, false, None, "tokio_postgres=info,debug");
         check(0, false, Some("trace"), "tokio_postgres=info,trace");
         check(0, false, Some("tokio_postgres=debug"), "tokio_postgres=debug");
         let (filter, wrong) = Options::default().filter(Some("no=such=filter"));
-        assert_eq!(filter.to_string(), "warn");
+        assert_eq!(filter.to_string(), "changeover::expiry=error,warn");
         assert!(wrong.is_some());
     }
 }

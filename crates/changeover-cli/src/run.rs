@@ -217,7 +217,7 @@ async fn deactivate(
         signal = interrupts.next() => signal,
     };
     progress.say(format!(
-        "{signal}: the end of the pause is waited for; once more, and it is left to its deadline"
+        "{signal}: the outcome is waited for; once more, and the pause is left to its deadline"
     ));
     tokio::select! {
         done = deactivating => Ok(activated(&done?)),

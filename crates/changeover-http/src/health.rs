@@ -24,7 +24,7 @@ use crate::refusal::RETRY_AFTER_SECS;
 pub fn router<S: Clone + Send + Sync + 'static>(changeover: Changeover) -> Router<S> {
     Router::new()
         .route("/livez", get(async || not_stored("ok")))
-        .route("/readyz", get(async move || { let _ = changeover.horizon().await; readyz(changeover.readiness()) }))
+        .route("/readyz", get(async move || readyz(changeover.readiness())))
 }
 
 fn readyz(readiness: Readiness) -> Response {

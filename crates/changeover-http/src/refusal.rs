@@ -1,6 +1,7 @@
 //! Refusals: what a handler answers when the library does not do as asked.
 
 use std::error::Error;
+use std::fmt::Display;
 
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -38,18 +39,18 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: StatusCode, error: &'static str, message: impl ToString, retryable: bool) -> Self {
+    fn new(status: StatusCode, error: &'static str, message: &dyn Display, retryable: bool) -> Self {
         Self { status, error, message: message.to_string(), retryable }
     }
 
     fn contended(lost_race: &dyn Error) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Contended", lost_race, true)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Contended", &lost_race, true)
     }
 
     fn internal(cause: &dyn Error) -> Self {
         error!(error = %chain(cause), "a request failed");
         let message = "the request could not be served; the log of this instance says why";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal", message, false)
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal", &message, false)
     }
 
     /// The status of the answer.
@@ -89,7 +90,7 @@ impl From<Refused> for Refusal {
 impl From<Readiness> for Refusal {
     fn from(readiness: Readiness) -> Self {
         let message = format!("this instance is {}: {}", readiness.state, readiness.reason);
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "NotReady", message, false)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &message, false)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use futures_util::future::join;
+use futures_util::future::join5;
 use postgres_types::ToSql;
 use tokio_postgres::Client;
 use tracing::warn;
@@ -21,10 +21,17 @@ pub(crate) async fn give_back(
     only_expired: bool,
 ) -> Result<Vec<i64>, StoreError> {
     let params: [&(dyn ToSql + Sync); 4] = [&activation, &outcome, &reason, &only_expired];
+    // Sent together: whatever becomes of us, the server takes them all.
+    let begin = client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED");
     let given = store.query(client, &store.sql.give_back, &params);
+    let released = store.query(client, &store.sql.release, &[]);
+    let commit = client.batch_execute("COMMIT");
     let set = store.query_one(client, &store.sql.set_generation, &[]);
-    let (given, set) = join(given, set).await;
+    let (begin, given, released, commit, set) = join5(begin, given, released, commit, set).await;
+    begin?;
     let ended: Vec<i64> = given?.iter().map(|row| row.get("id")).collect();
+    released?;
+    commit?;
     set?;
     if !ended.is_empty() {
         warn!(activations = ?ended, outcome, reason, "activation ended without a switch");

@@ -97,11 +97,12 @@ impl Changeover {
 
     /// Appends events to a stream, in a transaction of its own.
     ///
-    /// One round trip; two where inline projectors handle the events.
+    /// One round trip; two for [`Expected::Any`], which waits for its turn at the stream; three where inline folds handle the
+    /// events.
     ///
     /// # Errors
     ///
-    /// See [`AppendError`]. Nothing was written.
+    /// See [`AppendError`]. Nothing was written, unless the connection was lost: then the stream has to be read to know.
     pub async fn append<E: Serialize>(
         &self,
         stream: &StreamName,
@@ -137,7 +138,7 @@ impl Changeover {
 
     /// Appends events to a stream inside the caller's transaction, whatever its isolation level.
     ///
-    /// One round trip; two where inline projectors handle the events. The caller commits, soon: while the transaction is
+    /// One round trip; two where inline folds handle the events. The caller commits, soon: while the transaction is
     /// open, readers of the log stop before its events, and an activation waits for it.
     ///
     /// # Errors
@@ -451,6 +452,7 @@ fn stalled_elsewhere(at: Option<Position>) -> String {
 
 /// What an instance does by itself.
 #[derive(Debug)]
+#[must_use = "when it is dropped, the instance stops publishing and watching"]
 pub struct Running {
     tasks: TaskTracker,
     stop: CancellationToken,

@@ -99,6 +99,23 @@ impl<'d> Stage<'d> {
         }
     }
 
+    /// Upgrades without any disturbance, until so many activations have taken place in all.
+    pub(crate) async fn complete(&self, activations: i64) {
+        let until = Instant::now() + 2 * PATIENCE;
+        loop {
+            let done = "SELECT count(*) FROM changeover.activations WHERE outcome = 'activated'";
+            let done = self.database.client().await.query_one(done, &[]).await.expect("the activations");
+            if done.get::<_, i64>(0) >= activations {
+                return;
+            }
+            assert!(Instant::now() < until, "nothing disturbs it, and nothing is activated");
+            let active = self.active().await;
+            let next = active % RELEASES + 1;
+            self.staff(active, next);
+            self.see_through(&[self.operator(next, "undisturbed", 0, 0)]).await;
+        }
+    }
+
     /// Old and new instances side by side; the ones of neither release go.
     fn staff(&self, active: u64, next: u64) {
         let mut actors = self.actors();
@@ -191,8 +208,8 @@ impl<'d> Stage<'d> {
                     killed.process.kill_9().expect("it is killed");
                     self.enter(killed.release, WRITERS);
                 }
-                2..6 if actor.frozen_until.is_none() => {
-                    let longest = if chance.percent(60) { 150 } else { 3_000 };
+                2..5 if actor.frozen_until.is_none() => {
+                    let longest = if chance.percent(80) { 150 } else { 2_000 };
                     actor.process.freeze().expect("it is frozen");
                     actor.frozen_until = Some(Instant::now() + Duration::from_millis(chance.below(longest)));
                 }

@@ -58,10 +58,6 @@ pub(crate) struct Part {
 /// Releases differ in every projector that is fed inline, and in some others.
 pub(crate) const RELEASES: u64 = 10;
 
-/// Streams and customers are few, so that they are fought for.
-pub(crate) const ORDERS: u64 = 24;
-pub(crate) const CUSTOMERS: u64 = 5;
-
 /// The projectors of a release: name, major, minor.
 pub(crate) fn projectors(release: u64) -> Vec<(&'static str, u64, u64)> {
     let mut projectors = vec![

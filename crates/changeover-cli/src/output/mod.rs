@@ -69,3 +69,8 @@ fn print(text: &str) -> io::Result<()> {
 pub(crate) fn to_stderr(text: &str) {
     let _ = progress::bars().suspend(|| io::stderr().write_all(text.as_bytes()));
 }
+
+/// Text from elsewhere, in one line and without what a terminal would obey.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

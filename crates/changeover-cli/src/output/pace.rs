@@ -44,14 +44,14 @@ impl Pace {
         }
         self.samples.push_back(sample);
         // One sample at or beyond the window's edge is kept, to have all of the window.
-        while self.samples.get(1).is_some_and(|second| sample.at - second.at >= WINDOW) {
+        while self.samples.get(1).is_some_and(|second| sample.at.saturating_sub(second.at) >= WINDOW) {
             self.samples.pop_front();
         }
     }
 
     fn ends(&self) -> Option<(Sample, Sample, f64)> {
         let (first, last) = (*self.samples.front()?, *self.samples.back()?);
-        let between = last.at - first.at;
+        let between = last.at.saturating_sub(first.at);
         (between >= ENOUGH).then_some((first, last, between.as_secs_f64()))
     }
 

@@ -100,7 +100,7 @@ impl Progress {
     pub(crate) fn activating(&self, progress: &ActivationProgress) {
         match progress {
             ActivationProgress::Started { activation } => {
-                self.say(format!("activation {activation} has started"))
+                self.say(format!("activation {activation} has started"));
             }
             ActivationProgress::Replaying(progress) => self.replaying(progress),
             ActivationProgress::WaitingForInstances { seen, wanted } => {
@@ -175,7 +175,7 @@ fn words(progress: &ReplayProgress, pace: &Pace) -> String {
     words.push(if lag == 0 { "caught up".to_owned() } else { format!("{} behind", thousands(lag)) });
     match pace.left() {
         Left::About(left) if !left.is_zero() => {
-            words.push(format!("about {} left", seconds(left.as_secs_f64())))
+            words.push(format!("about {} left", seconds(left.as_secs_f64())));
         }
         Left::Never => words.push("not catching up".to_owned()),
         Left::About(_) | Left::Unknown => {}

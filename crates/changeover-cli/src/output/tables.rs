@@ -1,9 +1,13 @@
-//! Tables for people.
+//! Tables for people. Writing to a `String` cannot fail: what `write!` returns is let go.
+
+use std::fmt::Write;
 
 use changeover::{
     Activated, Blocker, CaughtUp, Holds, Instance, OpenActivation, Plan, ProjectorStatus, Stall, Status, Step,
 };
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+use super::plain;
 
 /// Transactions younger than this are daily business.
 const OLD_SECS: f64 = 1.0;
@@ -20,7 +24,7 @@ fn table(columns: &[&str], right: &[&str], rows: impl IntoIterator<Item = Vec<St
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    table.lines().flat_map(|line| [line.trim_end().to_owned(), "\n".to_owned()]).collect()
 }
 
 /// Everything at a glance.
@@ -29,7 +33,7 @@ pub(crate) fn status(status: &Status) -> String {
     let mut text =
         format!("Schema {}, generation {}, horizon {}", status.schema, status.generation, thousands(horizon));
     if newest > horizon {
-        text.push_str(&format!(" ({} positions drawn beyond it)", thousands(newest - horizon)));
+        let _ = write!(text, " ({} drawn beyond it)", several(newest - horizon, "position"));
     }
     text.push_str("\n\n");
     text.push_str(&projectors(&status.projectors));
@@ -63,13 +67,13 @@ fn projectors(projectors: &[ProjectorStatus]) -> String {
                 tables.map_or_else(String::new, |tables| thousands(tables.position.get())),
                 tables.map_or_else(String::new, |tables| {
                     if tables.stalled.is_some() {
-                        format!("{} events, stalled", thousands(tables.lag_events))
+                        format!("{}, stalled", several(tables.lag_events, "event"))
                     } else if tables.inline {
                         "none: fed by appends".to_owned()
                     } else if tables.lag_events == 0 {
                         "none".to_owned()
                     } else {
-                        format!("{} events, {}", thousands(tables.lag_events), seconds(tables.lag_secs))
+                        format!("{}, {}", several(tables.lag_events, "event"), seconds(tables.lag_secs))
                     }
                 }),
                 plain(&projector.changed_by),
@@ -90,7 +94,7 @@ fn stalls(projectors: &[ProjectorStatus]) -> Vec<(&ProjectorStatus, &Stall)> {
         });
         match known {
             Some(known) if projector.state == changeover::ProjectorState::Active => {
-                *known = (projector, stall)
+                *known = (projector, stall);
             }
             Some(_) => {}
             None => stalls.push((projector, stall)),
@@ -103,14 +107,14 @@ fn stalled(projector: &ProjectorStatus, stall: &Stall) -> String {
     let name = &projector.projector;
     let mut text = format!("\n{name} {} is stalled", projector.version);
     if let Some(position) = stall.position {
-        text.push_str(&format!(" at position {position}"));
+        let _ = write!(text, " at position {position}");
     }
     if let Some(event_type) = &stall.event_type {
-        text.push_str(&format!(" ({})", plain(event_type)));
+        let _ = write!(text, " ({})", plain(event_type));
     }
-    text.push_str(&format!(": {}\n  mend it and `retry {name}`", plain(&stall.error)));
+    let _ = write!(text, ": {}\n  mend it and `retry {name}`", plain(&stall.error));
     if let Some(position) = stall.position {
-        text.push_str(&format!(", or go on without this event: `skip {name} --position {position}`"));
+        let _ = write!(text, ", or go on without this event: `skip {name} --position {position}`");
     }
     text.push('\n');
     text
@@ -123,7 +127,7 @@ fn activation(open: Option<&OpenActivation>) -> String {
     if open.paused {
         text.push_str("; writers are paused");
         match open.pause_left_secs {
-            Some(left) if left > 0.0 => text.push_str(&format!(", for {} more at most", seconds(left))),
+            Some(left) if left > 0.0 => text += &[", for ", &seconds(left), " more at most"].concat(),
             Some(_) => text.push_str(", and its deadline has passed: whoever looks next gives it back"),
             None => {}
         }
@@ -192,7 +196,7 @@ pub(crate) fn plan(plan: &Plan) -> String {
     if !plan.obstacles.is_empty() {
         text.push_str("\nIn the way:\n");
         for obstacle in &plan.obstacles {
-            text.push_str(&format!("  {}\n", plain(&obstacle.to_string())));
+            let _ = writeln!(text, "  {}", plain(&obstacle.to_string()));
         }
     } else if plan.is_done() {
         text.push_str("\nThis configuration is the active one: there is nothing to do.\n");
@@ -233,12 +237,13 @@ fn steps(plan: &Plan) -> String {
 pub(crate) fn activated(activated: &Activated) -> String {
     let Some(activation) = activated.activation else { return plan(&activated.plan) };
     let mut text = steps(&activated.plan);
-    text.push_str(&format!("\nActivation {activation} switched"));
+    let _ = write!(text, "\nActivation {activation} switched");
     if let Some(horizon) = activated.horizon {
         let Activated { pause_ms, drain_ms, feed_ms, .. } = activated;
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             " at position {horizon}. Writers were paused for {pause_ms:.1} ms: {drain_ms:.1} ms until nothing was in flight, {feed_ms:.1} ms to feed the rest"
-        ));
+        );
     } else {
         text.push_str(" without a pause");
     }
@@ -285,6 +290,11 @@ pub(crate) fn thousands(number: i64) -> String {
     text
 }
 
+/// A number of things.
+fn several(number: i64, thing: &str) -> String {
+    format!("{} {thing}{}", thousands(number), if number == 1 { "" } else { "s" })
+}
+
 /// A time as people say it.
 pub(crate) fn seconds(secs: f64) -> String {
     match secs {
@@ -296,7 +306,5 @@ pub(crate) fn seconds(secs: f64) -> String {
     }
 }
 
-/// Text from elsewhere, in one line and without what a terminal would obey.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
+#[cfg(test)]
+mod tests;

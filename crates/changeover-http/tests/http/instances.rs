@@ -99,7 +99,8 @@ pub(crate) async fn post_to(app: &Router, path: &str) -> Answer {
 }
 
 async fn send(app: &Router, request: Request<Body>) -> Answer {
-    let (parts, body) = app.clone().oneshot(request).await.unwrap().into_parts();
+    let answered = tokio::time::timeout(PATIENCE, app.clone().oneshot(request)).await;
+    let (parts, body) = answered.expect("a request hangs").unwrap().into_parts();
     let bytes = to_bytes(body, 1 << 20).await.unwrap();
     Answer { status: parts.status, headers: parts.headers, text: String::from_utf8(bytes.to_vec()).unwrap() }
 }

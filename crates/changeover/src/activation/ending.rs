@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::{ActivateError, Pause, Started};
 use crate::core::Core;
-use crate::expiry::give_back;
+use crate::expiry::{expire, give_back};
 use crate::projector::chain;
 use crate::store::StoreError;
 
@@ -18,6 +18,8 @@ pub(super) async fn overtaken(
     client: &Client,
     activation: Started,
 ) -> Result<ActivateError, StoreError> {
+    // If that is why, nobody may have written it down yet.
+    expire(&core.store, client).await?;
     let rows = core.store.query(client, &core.store.sql.activations, &[&50_i64]).await?;
     if let Some(own) = rows.iter().find(|row| row.get::<_, i64>("id") == activation.id)
         && let Some(outcome) = own.get::<_, Option<String>>("outcome")

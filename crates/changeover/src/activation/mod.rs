@@ -47,7 +47,8 @@ pub struct ActivateOptions {
     pub catch_up_timeout: Duration,
     /// How close that is: what is fed during the pause.
     pub catch_up_lag_events: i64,
-    /// How long to wait, before the pause, until no append is older than [`pause_limit`](Self::pause_limit).
+    /// How long to wait, before the pause, until no append is older than half the
+    /// [`pause_limit`](Self::pause_limit).
     pub drain_timeout: Duration,
     /// The deadline of the pause: past it the old version serves again, whatever became of the activation.
     pub pause_limit: Duration,
@@ -292,6 +293,10 @@ async fn perform(
     let paused = match prepare::prepare(core, &mut client, options, &plan, on_progress).await {
         Ok(()) if plan.needs_no_pause() => pause::switch_patches(core, &client, activation, &change).await,
         Ok(()) => pause::pause(core, &client, options, activation, &change, on_progress).await,
+        // Whoever activated or retired it meanwhile is worth more than how that showed.
+        Err(ActivateError::Replay(ReplayError::NotReplaying { .. })) => {
+            Err(ending::overtaken(core, &client, activation).await?)
+        }
         Err(error) => Err(error),
     };
     let paused = match paused {

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::{ActivateError, ActivateOptions, ActivationProgress, OnActivation};
 use crate::core::Core;
-use crate::in_flight;
+use crate::in_flight::{self, Blocker};
 use crate::instances;
 use crate::registration;
 use crate::replayer::{self, ReplayProgress};
@@ -32,9 +32,14 @@ pub(super) async fn prepare(
     }
     catch_up(core, options, plan, on_progress).await?;
     wait_for_instances(core, client, options, on_progress).await?;
-    // Instances may have taken long to show up.
-    catch_up(core, options, plan, on_progress).await?;
-    wait_for_old_appends(core, client, options, on_progress).await
+    loop {
+        wait_for_old_appends(core, client, options, on_progress).await?;
+        // Instances may have taken long to show up; and what came after an old append can be read only now that it ended.
+        catch_up(core, options, plan, on_progress).await?;
+        if old_appends(core, client, options).await?.is_empty() {
+            return Ok(());
+        }
+    }
 }
 
 async fn catch_up(
@@ -92,6 +97,17 @@ async fn wait_for_instances(
 }
 
 /// A transaction that has been open for long would likely outlast the pause.
+async fn old_appends(
+    core: &Core,
+    client: &Client,
+    options: &ActivateOptions,
+) -> Result<Vec<Blocker>, ActivateError> {
+    let limit = options.pause_limit.as_secs_f64() / 2.0;
+    let mut old = in_flight::look(&core.store, client).await?;
+    old.retain(|blocker| blocker.age_secs.is_none_or(|age| age > limit));
+    Ok(old)
+}
+
 async fn wait_for_old_appends(
     core: &Core,
     client: &Client,
@@ -100,9 +116,7 @@ async fn wait_for_old_appends(
 ) -> Result<(), ActivateError> {
     let started = Instant::now();
     loop {
-        let limit = options.pause_limit.as_secs_f64() / 2.0;
-        let mut old = in_flight::look(&core.store, client).await?;
-        old.retain(|blocker| blocker.age_secs.is_none_or(|age| age > limit));
+        let old = old_appends(core, client, options).await?;
         if old.is_empty() {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! Append: lease, admission, positions, in one statement; and inline projectors around it, in two round trips.
+//! Append: lease, admission, positions, in one statement; and inline projectors around it, in two round trips and the commit.
 //!
 //! What is sent together is run one after the other by the server: locks on the keys of inline rows, then the append (whose
 //! positions are drawn once the keys are ours), then the rows as the writer before us left them. They are folded here, and
@@ -38,7 +38,10 @@ impl Appended {
     }
 }
 
-/// Why nothing was appended. Except for the last four, the caller's transaction is as it was before.
+/// Why nothing was appended.
+///
+/// After a refusal, a conflict, and events that cannot be encoded or are too large, the caller's transaction has written
+/// nothing and may go on, soon: it may hold a lease. After anything else it is to be rolled back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
@@ -251,19 +254,19 @@ impl Appending<'_> {
         Ok(self.store.query_one(tx, &self.store.sql.holds_lease, &[]).await?.get("held"))
     }
 
-    /// In a transaction of its own: one round trip without inline projectors, two with.
+    /// In a transaction of its own: one round trip, two where any revision will do, three with inline folds.
     pub(crate) async fn alone(&self, client: &mut Client) -> Result<Appended, AppendError> {
         loop {
             let decided = self.decider.admit(self.activation_wait).await?;
             let (between, in_transaction) = self.needs(&decided);
             let tried = if in_transaction {
-                self.attempt_in_transaction(client, &decided).await?
+                self.attempt_in_transaction(client, &decided).await
             } else if between {
-                self.attempt_between(client, &decided).await?
+                self.attempt_between(client, &decided).await
             } else {
-                self.attempt(On::from(&*client), &decided).await?
+                self.attempt(On::from(&*client), &decided).await
             };
-            match tried {
+            match tried.map_err(|error| self.conflict_if_contended(error))? {
                 Tried::Appended(appended) => return Ok(appended),
                 Tried::Stale { seen, .. } => drop(self.decider.after(seen).await?),
             }
@@ -394,10 +397,18 @@ impl Appending<'_> {
             }
             return error.into();
         }
-        match self.expected.revision() {
+        AppendError::Contended { stream: self.stream.clone() }
+    }
+
+    /// Where the transaction was ours it is rolled back already, so to the caller this is a conflict like any other. In the
+    /// caller's own it is not: that one is broken now, and a commit of it would report no error.
+    fn conflict_if_contended(&self, error: AppendError) -> AppendError {
+        match (error, self.expected.revision()) {
             // The other one wrote the very next revision, at least.
-            Some(expected) => self.conflict(Revision::new(expected.get() + 1)),
-            None => AppendError::Contended { stream: self.stream.clone() },
+            (AppendError::Contended { .. }, Some(expected)) => {
+                self.conflict(Revision::new(expected.get() + 1))
+            }
+            (error, _) => error,
         }
     }
 }
@@ -461,7 +472,9 @@ impl<'d> Inline<'d> {
     }
 
     /// In an isolation level with one snapshot for the whole transaction, a row that somebody committed after that snapshot
-    /// cannot be seen. Writing it fails by itself; taking it for absent would not, so whether it is there is asked outside.
+    /// cannot be seen. Changing one that was changed since fails by itself. One that was deleted since would be made anew, so
+    /// what was loaded is locked, which fails then; and one that was made since would be taken for absent, so whether it is
+    /// there is asked outside.
     async fn check_snapshot(
         &self,
         appending: &Appending<'_>,
@@ -475,11 +488,14 @@ impl<'d> Inline<'d> {
                 let isolation = isolation.to_owned();
                 return Err(failed(registered, ProjectError::NeedsReadCommitted { isolation }));
             }
-            let row = appending.store.query_one(on, &appending.store.sql.own_xid, &[]).await?;
-            let xid: &str = row.get("xid");
+            for hold in decoded.holds() {
+                let params: Vec<&(dyn ToSql + Sync)> =
+                    hold.params.iter().map(|param| &**param as _).collect();
+                appending.store.query(on, hold.sql, &params).await?;
+            }
             let (own, rest) = loaded.split_at(decoded.loads().len());
             loaded = rest;
-            for load in decoded.unseen(own, xid).map_err(|source| failed(registered, source))? {
+            for load in decoded.unseen(own).map_err(|source| failed(registered, source))? {
                 let client = match &outside {
                     Some(client) => client,
                     None => outside.insert(appending.store.single().await?),

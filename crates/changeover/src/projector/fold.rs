@@ -63,7 +63,8 @@ pub trait Fold: Row {
     /// The events that it is made of: an enum with one variant for each event type, by name.
     type Event: DeserializeOwned + Send + Sync + 'static;
 
-    /// The keys of the rows that an event touches. An event that touches none costs nothing further.
+    /// The keys of the rows that an event touches. An event that touches none costs nothing further. A key that is named twice counts
+    /// once.
     fn keys(event: &Self::Event, stream: &StreamName) -> impl IntoIterator<Item = Self::Key>;
 
     /// The row after the event: none if there is no such row any more. It must keep its key.
@@ -154,11 +155,9 @@ pub trait Touched<E>: Send + Sync {
     #[doc(hidden)]
     fn load(&self) -> Option<LoadRows<'_>>;
     #[doc(hidden)]
-    fn unseen<'d>(
-        &'d self,
-        loaded: &[tokio_postgres::Row],
-        xid: &'d str,
-    ) -> Result<Option<LoadRows<'d>>, ProjectError>;
+    fn hold(&self) -> Option<LoadRows<'_>>;
+    #[doc(hidden)]
+    fn unseen(&self, loaded: &[tokio_postgres::Row]) -> Result<Option<LoadRows<'_>>, ProjectError>;
     #[doc(hidden)]
     fn fold(
         &mut self,
@@ -179,6 +178,7 @@ struct TableOf<T> {
     definition: String,
     indexes: String,
     load: Sql,
+    hold: Sql,
     unseen: Sql,
     upsert: Sql,
     delete: Sql,
@@ -236,12 +236,16 @@ impl<T: Fold> TableOf<T> {
                 text: format!("SELECT {loaded} FROM {from_keys} JOIN {table} t ON {same_key}"),
                 types: types(&keys),
             },
+            hold: Sql {
+                text: format!("SELECT true FROM {from_keys} JOIN {table} t ON {same_key} FOR UPDATE OF t"),
+                types: types(&keys),
+            },
             unseen: Sql {
+                // Rows that the transaction deleted itself, in a savepoint or not, are locked by it and do not count.
                 text: format!(
-                    "SELECT count(*) AS rows FROM {from_keys} JOIN {table} t ON {same_key} WHERE t.xmax::text <> ${}",
-                    keys.len() + 1
+                    "SELECT count(*) AS rows FROM (SELECT FROM {from_keys} JOIN {table} t ON {same_key} FOR KEY SHARE OF t SKIP LOCKED) AS present"
                 ),
-                types: keys.iter().map(|key| key.array.clone()).chain([Type::TEXT]).collect(),
+                types: types(&keys),
             },
             upsert: Sql {
                 text: format!(
@@ -267,13 +271,17 @@ impl<T: Fold> FoldTable<T::Event> for TableOf<T> {
 
     fn touch<'p>(&'p self, events: &[Recorded<T::Event>]) -> Box<dyn Touched<T::Event> + 'p> {
         let mut keys = Vec::new();
-        let mut rows = HashMap::new();
+        let mut last_touched_at = HashMap::new();
         for (at, event) in events.iter().enumerate() {
             for key in T::keys(&event.data, &event.stream) {
-                rows.entry(key.clone()).or_insert(Slot { row: None, existed: false });
-                keys.push((at, key));
+                // An event that names a key twice touches that row once.
+                if last_touched_at.insert(key.clone(), at) != Some(at) {
+                    keys.push((at, key));
+                }
             }
         }
+        let absent = |key| (key, Slot { row: None, existed: false });
+        let rows = last_touched_at.into_keys().map(absent).collect();
         Box::new(TouchedRows { table: self, keys, rows })
     }
 }
@@ -325,11 +333,11 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
         (!self.rows.is_empty()).then(|| by_key(&self.table.load, self.rows.keys()))
     }
 
-    fn unseen<'d>(
-        &'d self,
-        loaded: &[tokio_postgres::Row],
-        xid: &'d str,
-    ) -> Result<Option<LoadRows<'d>>, ProjectError> {
+    fn hold(&self) -> Option<LoadRows<'_>> {
+        (!self.rows.is_empty()).then(|| by_key(&self.table.hold, self.rows.keys()))
+    }
+
+    fn unseen(&self, loaded: &[tokio_postgres::Row]) -> Result<Option<LoadRows<'_>>, ProjectError> {
         let seen = loaded
             .iter()
             .map(|row| Ok(T::from_row(row)?.key()))
@@ -338,9 +346,7 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
         if absent.peek().is_none() {
             return Ok(None);
         }
-        let LoadRows(mut load) = by_key(&self.table.unseen, absent);
-        load.params.push(Box::new(xid));
-        Ok(Some(LoadRows(load)))
+        Ok(Some(by_key(&self.table.unseen, absent)))
     }
 
     fn fold(
@@ -440,13 +446,13 @@ impl<E: Send + Sync> Decoded for FoldBatch<'_, E> {
         self.touched.iter().filter_map(|touched| touched.load()).map(|LoadRows(load)| load).collect()
     }
 
-    fn unseen<'d>(
-        &'d self,
-        loaded: &[Vec<tokio_postgres::Row>],
-        xid: &'d str,
-    ) -> Result<Vec<Load<'d>>, ProjectError> {
+    fn holds(&self) -> Vec<Load<'_>> {
+        self.touched.iter().filter_map(|touched| touched.hold()).map(|LoadRows(hold)| hold).collect()
+    }
+
+    fn unseen(&self, loaded: &[Vec<tokio_postgres::Row>]) -> Result<Vec<Load<'_>>, ProjectError> {
         let loading = self.touched.iter().filter(|touched| touched.load().is_some());
-        let unseen = loading.zip(loaded).map(|(touched, loaded)| touched.unseen(loaded, xid));
+        let unseen = loading.zip(loaded).map(|(touched, loaded)| touched.unseen(loaded));
         unseen.map(|load| Ok(load?.map(|LoadRows(load)| load))).filter_map(Result::transpose).collect()
     }
 

@@ -137,10 +137,12 @@ pub(crate) trait Decoded: Send + Sync {
     fn row_locks(&self) -> Vec<u64>;
     /// The statements that load those rows; they may be sent together with others.
     fn loads(&self) -> Vec<Load<'_>>;
+    /// Statements that lock the rows which were loaded; each fails where the transaction's snapshot shows a row that somebody
+    /// has changed or deleted since.
+    fn holds(&self) -> Vec<Load<'_>>;
     /// Statements that count the rows which were touched, were not loaded, and are there all the same: rows that the
-    /// transaction's snapshot is too old to see. To be run outside it; the last parameter is its own xid, as text, since
-    /// rows that it deleted itself do not count.
-    fn unseen<'d>(&'d self, loaded: &[Vec<Row>], xid: &'d str) -> Result<Vec<Load<'d>>, ProjectError>;
+    /// transaction's snapshot is too old to see. To be run outside it, while the transaction holds the locks on the keys.
+    fn unseen(&self, loaded: &[Vec<Row>]) -> Result<Vec<Load<'_>>, ProjectError>;
     /// The events' places, once the log has given them (an inline projector decodes before the append).
     fn place(&mut self, placed: &[RawEvent]);
     /// Projects: turns loaded rows and events into writes, and writes.

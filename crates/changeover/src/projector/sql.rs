@@ -144,7 +144,11 @@ impl<P: SqlProjector> Decoded for SqlBatch<'_, P> {
         Vec::new()
     }
 
-    fn unseen<'d>(&'d self, _loaded: &[Vec<Row>], _xid: &'d str) -> Result<Vec<Load<'d>>, ProjectError> {
+    fn holds(&self) -> Vec<Load<'_>> {
+        Vec::new()
+    }
+
+    fn unseen(&self, _loaded: &[Vec<Row>]) -> Result<Vec<Load<'_>>, ProjectError> {
         Ok(Vec::new())
     }
 

@@ -44,7 +44,6 @@ statements! {
     lock_stream(TEXT);
     lock_keys(INT4_ARRAY);
     holds_lease();
-    own_xid();
     horizon();
     in_flight();
     read(INT8, INT8, TEXT_ARRAY, INT8, INT8);
@@ -73,6 +72,7 @@ statements! {
     switch(INT8, UUID, INT8, TIMESTAMPTZ);
     switch_patches(INT8, UUID, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY);
     give_back(INT8, TEXT, TEXT, BOOL);
+    release();
     open_activation();
     activations(INT8);
     see_instance(UUID, TEXT, TEXT, JSON, TEXT, TEXT);

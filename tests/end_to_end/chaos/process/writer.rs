@@ -11,7 +11,11 @@ use changeover::tokio_postgres::IsolationLevel;
 use changeover::{AppendError, Appended, Changeover, Expected, Position, Revision, StreamName};
 use tokio::time::{sleep, timeout};
 
-use crate::story::{CUSTOMERS, Chance, Line, Mark, ORDERS, ShopEvent};
+use crate::story::{Chance, Line, Mark, ShopEvent};
+
+/// Streams and customers are few, so that they are fought for.
+const ORDERS: u64 = 40;
+const CUSTOMERS: u64 = 16;
 
 /// What the process writes down. A line is one write, so that a killed process leaves whole lines.
 pub(crate) struct Journal {

@@ -18,11 +18,10 @@ WITH planned AS (
     SET activating_at = clock_timestamp(), deadline = clock_timestamp() + $3 * interval '1 second'
     WHERE a.id = $1 AND a.token = $2 AND a.ended_at IS NULL AND a.activating_at IS NULL
       AND (SELECT count(*) FROM standing) = (SELECT count(*) FROM planned)
-      AND NOT EXISTS (
-          SELECT FROM {schema}.projector_states s
+      -- What it keeps must stand too: else it would make a configuration that nobody asked for.
+      AND a.from_configuration::jsonb = (
+          SELECT coalesce(jsonb_object_agg(s.projector, s.version), '{}') FROM {schema}.projector_states s
           WHERE s.state = 'active'
-            AND NOT EXISTS (SELECT FROM planned p WHERE p.projector = s.projector AND p.version = s.version)
-            AND EXISTS (SELECT FROM planned p WHERE p.projector = s.projector)
       )
     RETURNING a.id
 )

@@ -6,6 +6,11 @@ WITH done AS (
         drained_at = $4, caught_up_at = statement_timestamp()
     WHERE a.id = $1 AND a.token = $2 AND a.ended_at IS NULL
       AND a.activating_at IS NOT NULL AND a.deadline > clock_timestamp()
+      -- Once more than at the mark, whose snapshot may have been older than a switch that it had to wait for.
+      AND a.from_configuration::jsonb = (
+          SELECT coalesce(jsonb_object_agg(s.projector, s.version), '{}') FROM {schema}.projector_states s
+          WHERE s.state = 'active'
+      )
     RETURNING a.id, a.requested_by
 ), moved AS (
     UPDATE {schema}.projector_states s

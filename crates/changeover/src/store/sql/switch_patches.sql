@@ -16,6 +16,11 @@ WITH planned AS (
     SET ended_at = clock_timestamp(), outcome = 'activated'
     WHERE a.id = $1 AND a.token = $2 AND a.ended_at IS NULL
       AND (SELECT count(*) FROM standing) = (SELECT count(*) FROM planned)
+      -- What it keeps must stand too: else it would make a configuration that nobody asked for.
+      AND a.from_configuration::jsonb = (
+          SELECT coalesce(jsonb_object_agg(s.projector, s.version), '{}') FROM {schema}.projector_states s
+          WHERE s.state = 'active'
+      )
     RETURNING a.requested_by
 )
 UPDATE {schema}.projector_states s

@@ -1,0 +1,8 @@
+//! The commands as they are typed: real processes, a real PostgreSQL, a fresh database each.
+
+mod activation;
+mod help;
+mod hints;
+mod operations;
+mod program;
+mod reading;

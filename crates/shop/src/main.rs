@@ -1,0 +1,87 @@
+//! The shop's one binary: it serves, and has Changeover's commands for the pipeline that deploys it.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use changeover::{Builder, WhenNothingIsActive};
+use clap::Parser;
+use shop::{Release, demo, http};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+/// A small web shop, in two releases.
+#[derive(Parser)]
+#[command(version, max_term_width = 110)]
+struct Shop {
+    #[command(flatten)]
+    options: changeover_cli::Options,
+    /// Which of its two releases the shop is.
+    #[arg(long, global = true, value_enum, default_value = "2")]
+    release: Release,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Serve the shop
+    Serve {
+        /// Where
+        #[arg(long, default_value = "127.0.0.1:8080")]
+        listen: SocketAddr,
+    },
+    /// Show an upgrade from release 1 to release 2 under load
+    Demo(demo::Arguments),
+    #[command(flatten)]
+    Changeover(changeover_cli::Command),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let shop = Shop::parse();
+    shop.options.init_logging();
+    if let Command::Demo(arguments) = &shop.command {
+        return demo::main(arguments).await;
+    }
+    let builder = shop.options.builder().unwrap_or_else(|error| error.exit());
+    let configuration = shop.release.configuration().expect("BUG: the shop's projectors must fit together");
+    let builder = builder.application("shop", shop.release.version()).configuration(configuration);
+    let served = match shop.command {
+        Command::Serve { listen } => serve(builder, shop.release, listen).await,
+        Command::Changeover(command) => return changeover_cli::run(command, &shop.options, builder).await,
+        Command::Demo(_) => unreachable!("BUG: the demo has ended before"),
+    };
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(builder: Builder, release: Release, listen: SocketAddr) -> Result<()> {
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    let changeover = builder
+        .address(&format!("http://{address}"))
+        .pool_size(8)
+        // Which release counts is for the pipeline to say, not for whoever happens to start first.
+        .when_nothing_is_active(WhenNothingIsActive::Refuse)
+        .connect()
+        .await
+        .context("the shop cannot be set up")?;
+    let running = changeover.start();
+    let mut terminate = signal(SignalKind::terminate())?;
+    println!("listening on {address}");
+    axum::serve(listener, http::app(release, changeover))
+        .with_graceful_shutdown(async move {
+            terminate.recv().await;
+            info!("finishing the requests in hand");
+        })
+        .await?;
+    running.stop().await;
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! A process of its own for whoever is to be killed or frozen: this very binary, started again for one "test" that does
+//! what an order in its environment says.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use changeover::{ActivateOptions, ActivationProgress, Changeover, ReplayProgress};
+use changeover_testkit::{Database, Process};
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::releases::{SOON, phase, release};
+
+const ORDER: &str = "CHANGEOVER_TEST_ORDER";
+
+/// What the process is to do.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    url: String,
+    release: String,
+    task: Task,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Task {
+    /// Serves until SIGTERM.
+    Serve,
+    /// Activates, and stops itself (SIGSTOP) once at a phase.
+    Activate { stop_at: String, pause_limit: Duration },
+    /// Replays a projector, and stops itself once after so many events.
+    Replay { projector: String, stop_after: u64 },
+}
+
+/// The process.
+pub(crate) struct Operator(Process);
+
+impl Operator {
+    /// An instance that serves.
+    pub(crate) async fn serve(database: &Database, release: &str) -> Self {
+        let serving = Self::start(database, release, Task::Serve);
+        serving.0.wait_for_line("serving", SOON).await.unwrap();
+        serving
+    }
+
+    /// An operator who activates, and stands still at a phase.
+    pub(crate) async fn activate(database: &Database, release: &str, stop_at: &str, pause_limit: Duration) -> Self {
+        let activating = Self::start_activating(database, release, stop_at, pause_limit);
+        activating.stopped().await;
+        activating
+    }
+
+    /// The same, without waiting for the phase.
+    pub(crate) fn start_activating(database: &Database, release: &str, stop_at: &str, pause_limit: Duration) -> Self {
+        Self::start(database, release, Task::Activate { stop_at: stop_at.to_owned(), pause_limit })
+    }
+
+    /// An operator who replays a projector, and stands still after so many events.
+    pub(crate) async fn replay(database: &Database, release: &str, projector: &str, stop_after: u64) -> Self {
+        let task = Task::Replay { projector: projector.to_owned(), stop_after };
+        let replaying = Self::start(database, release, task);
+        replaying.stopped().await;
+        replaying
+    }
+
+    fn start(database: &Database, release: &str, task: Task) -> Self {
+        let order = Order { url: database.url(), release: release.to_owned(), task };
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--exact", "operator::child", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(ORDER, serde_json::to_string(&order).unwrap());
+        Self(Process::spawn(command).unwrap())
+    }
+
+    async fn stopped(&self) {
+        self.0.wait_for_line("stopping here", SOON).await.unwrap();
+        // It is about to stop itself; this returns once it has.
+        self.0.freeze().unwrap();
+    }
+
+    /// Lets it go on, and returns what it says at its end: `done ..` or `refused: ..`.
+    pub(crate) async fn thaw(&self) -> String {
+        self.0.thaw().unwrap();
+        self.end().await
+    }
+
+    pub(crate) fn freeze(&self) {
+        self.0.freeze().unwrap();
+    }
+
+    pub(crate) fn go_on(&self) {
+        self.0.thaw().unwrap();
+    }
+
+    /// What it says at its end.
+    pub(crate) async fn end(&self) -> String {
+        self.0.wait_for_line("end: ", SOON).await.unwrap()
+    }
+
+    pub(crate) fn kill_9(&self) {
+        self.0.kill_9().unwrap();
+    }
+
+    /// Asks it to stop, and waits until it did.
+    pub(crate) async fn terminate(&self) {
+        self.0.terminate().unwrap();
+        assert!(self.0.wait(SOON).await.unwrap().success(), "{}", self.0.output());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "not a test: the process that other tests start"]
+async fn child() {
+    let Ok(order) = std::env::var(ORDER) else { return };
+    let Order { url, release: name, task } = serde_json::from_str(&order).unwrap();
+    let changeover = Changeover::builder(url.parse().unwrap())
+        .application("operator", &name)
+        .address("http://10.0.0.7:8080")
+        .configuration(release(&name))
+        .connect()
+        .await
+        .unwrap();
+    match task {
+        Task::Serve => serve(&changeover).await,
+        Task::Activate { stop_at, pause_limit } => {
+            let options = ActivateOptions {
+                requested_by: "the child".to_owned(),
+                pause_limit,
+                drain_timeout: pause_limit,
+                ..ActivateOptions::default()
+            };
+            let stop = Once::default();
+            let on_progress = |progress: ActivationProgress| stop.here(phase(&progress) == stop_at);
+            end(changeover.activate(&options, &on_progress).await);
+        }
+        Task::Replay { projector, stop_after } => {
+            let (stop, projector) = (Once::default(), projector.parse().unwrap());
+            let on_progress = |progress: &ReplayProgress| stop.here(progress.events >= stop_after);
+            end(changeover.replay(&projector, "the child", 0, &on_progress).await);
+        }
+    }
+}
+
+async fn serve(changeover: &Changeover) {
+    let mut term = signal(SignalKind::terminate()).unwrap();
+    let running = changeover.start();
+    println!("serving");
+    term.recv().await.unwrap();
+    running.stop().await;
+}
+
+fn end<T: std::fmt::Debug>(outcome: Result<T, impl std::error::Error>) {
+    match outcome {
+        Ok(done) => println!("\nend: done {done:?}"),
+        Err(refused) => println!("\nend: refused: {refused:?}"),
+    }
+}
+
+/// Stops this process, once.
+#[derive(Default)]
+struct Once(AtomicBool);
+
+impl Once {
+    fn here(&self, here: bool) {
+        if here && !self.0.swap(true, Ordering::Relaxed) {
+            println!("\nstopping here");
+            assert!(Command::new("sh").args(["-c", "kill -STOP $PPID"]).status().unwrap().success());
+        }
+    }
+}
