@@ -13,6 +13,9 @@ CREATE TABLE {schema}.events (
     CONSTRAINT events_stream_revision UNIQUE (stream, revision)
 );
 
+-- Not compressed: the size of an event is then known without reading it, and batches are bounded by it.
+ALTER TABLE {schema}.events ALTER COLUMN data SET STORAGE EXTERNAL;
+
 -- last_value must mean "the newest position drawn" from the start, so the sequence begins as if 0 had been drawn.
 -- CACHE 1: a session that kept positions back would draw them below leases that others have already looked at.
 CREATE SEQUENCE {schema}.event_position AS bigint MINVALUE 0 START 0 CACHE 1;

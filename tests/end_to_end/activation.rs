@@ -24,7 +24,8 @@ async fn activate(changeover: &Changeover) -> Activated {
 fn words(plan: &Plan) -> Vec<String> {
     let steps = serde_json::to_value(&plan.steps).unwrap();
     let word = |step: &serde_json::Value, field: &str| step[field].as_str().unwrap().to_owned();
-    let line = |step| format!("{} {} {}", word(step, "action"), word(step, "projector"), word(step, "version"));
+    let line =
+        |step| format!("{} {} {}", word(step, "action"), word(step, "projector"), word(step, "version"));
     steps.as_array().unwrap().iter().map(line).collect()
 }
 
@@ -72,7 +73,10 @@ async fn the_first_activation_on_a_filled_log_brings_the_history_along() {
         let activated = activate(&instance).await;
         assert_eq!(activated.horizon, Some(instance.horizon().await.unwrap()));
         let refused = before.append(&stream("late"), Expected::Any, &[placed("Ada")]).await.unwrap_err();
-        assert!(matches!(refused, AppendError::Refused(Refused::UnknownProjectorIsActive { .. })), "{refused}");
+        assert!(
+            matches!(refused, AppendError::Refused(Refused::UnknownProjectorIsActive { .. })),
+            "{refused}"
+        );
         let running = instance.start();
         let last = place(&instance, "order-30", 3).await.last().unwrap();
         for projector in ["orders", "totals"] {
@@ -170,7 +174,9 @@ async fn upgrade(from: &str, to: &str, check: impl FnOnce(&Activated, &BTreeSet<
     writers = Writers::start(4, &[&old, &new]);
     more_events(&client, 50).await;
     let phases = std::sync::Mutex::new(BTreeSet::new());
-    let note = |progress: ActivationProgress| drop(phases.lock().unwrap().insert(phase(&progress)));
+    let note = |progress: ActivationProgress| {
+        phases.lock().unwrap().insert(phase(&progress));
+    };
     let activated = new.activate(&hasty(), &note).await.unwrap();
     more_events(&client, 50).await;
     let written = writers.stop().await;
@@ -196,9 +202,12 @@ async fn upgrade(from: &str, to: &str, check: impl FnOnce(&Activated, &BTreeSet<
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_major_upgrade_under_load_fails_no_request() {
-    for (from, to) in
-        [("1.0.0", "2.0.0"), ("inline 1.0.0", "inline 2.0.0"), ("1.0.0", "inline 2.0.0"), ("inline 1.0.0", "2.0.0")]
-    {
+    for (from, to) in [
+        ("1.0.0", "2.0.0"),
+        ("inline 1.0.0", "inline 2.0.0"),
+        ("1.0.0", "inline 2.0.0"),
+        ("inline 1.0.0", "2.0.0"),
+    ] {
         upgrade(from, to, |activated, phases| {
             assert_eq!(words(&activated.plan), ["replay orders 2.0.0"]);
             assert!(phases.contains("replaying") && phases.contains("paused"), "{phases:?}");
@@ -217,7 +226,10 @@ async fn a_minor_upgrade_takes_over_in_place_and_replays_nothing() {
         ("inline 1.1.0", "1.2.0"),
     ] {
         upgrade(from, to, |activated, phases| {
-            assert_eq!(words(&activated.plan)[0], format!("activate orders {}", to.trim_start_matches("inline ")));
+            assert_eq!(
+                words(&activated.plan)[0],
+                format!("activate orders {}", to.trim_start_matches("inline "))
+            );
             assert!(!phases.contains("replaying") && phases.contains("paused"), "{phases:?}");
         })
         .await;
@@ -242,7 +254,9 @@ async fn old_and_new_code_of_a_patch_both_write_before_and_after() {
         let client = database.client().await;
         // Whoever waits for an activation at all is told so at once: nobody may have to.
         let impatient = |name: &str| {
-            Changeover::builder(database.config()).configuration(release(name)).activation_wait(Duration::ZERO)
+            Changeover::builder(database.config())
+                .configuration(release(name))
+                .activation_wait(Duration::ZERO)
         };
         impatient(from).migrate().await.unwrap();
         let old = impatient(from).connect().await.unwrap();
@@ -284,7 +298,10 @@ async fn going_back_and_forward_again_loses_nothing() {
         let back = activate(&old).await;
         assert_eq!(words(&back.plan), ["replay orders 1.0.0"]);
         let from = serde_json::to_value(&back.plan.steps[0]).unwrap()["from"].as_i64().unwrap();
-        assert!(from >= 3 || kind.is_empty(), "an inline version goes on at the horizon of its retirement: {from}");
+        assert!(
+            from >= 3 || kind.is_empty(),
+            "an inline version goes on at the horizon of its retirement: {from}"
+        );
         let refused = new.append(&stream("late"), Expected::Any, &[placed("Ada")]).await.unwrap_err();
         assert!(matches!(refused, AppendError::Refused(Refused::OlderProjectorIsActive { .. })), "{refused}");
         place(&old, "after", 2).await;
@@ -335,7 +352,11 @@ async fn a_plan_says_what_would_happen_and_changes_nothing() {
     check("2.0.0 totals", &["replay orders 2.0.0", "keep totals 1.0.0"]).await;
     check("1.0.1", &["activate orders 1.0.1", "retire totals 1.0.0"]).await;
     check("1.1.0", &["activate orders 1.1.0", "retire totals 1.0.0"]).await;
-    check("pair 1 1", &["replay fan_1 1.0.0", "replay fan_3 1.0.0", "retire orders 1.0.0", "retire totals 1.0.0"]).await;
+    check(
+        "pair 1 1",
+        &["replay fan_1 1.0.0", "replay fan_3 1.0.0", "retire orders 1.0.0", "retire totals 1.0.0"],
+    )
+    .await;
     check("none", &["retire orders 1.0.0", "retire totals 1.0.0"]).await;
     assert_eq!(active(&client).await, "orders 1.0.0, totals 1.0.0");
     let rows = client.query_one("SELECT count(*) FROM changeover.projector_states", &[]).await.unwrap();
@@ -396,10 +417,17 @@ async fn a_deactivated_projector_leaves_its_instances_unready_and_keeps_its_rows
     assert!(matches!(&unknown, ActivateError::NotActive(name) if name.as_str() == "nonsense"), "{unknown}");
 
     let gone = instance.deactivate(&"orders".parse().unwrap(), &hasty()).await.unwrap();
-    assert_eq!((words(&gone.plan), gone.activation.is_some()), (vec!["retire orders 1.0.0".to_owned()], true));
+    assert_eq!(
+        (words(&gone.plan), gone.activation.is_some()),
+        (vec!["retire orders 1.0.0".to_owned()], true)
+    );
     assert_eq!(active(&client).await, "totals 1.0.0");
     eventually(SOON, || async { instance.readiness().state == ReadyState::Waiting }).await;
-    assert!(instance.readiness().reason.contains("no version of orders is active"), "{}", instance.readiness().reason);
+    assert!(
+        instance.readiness().reason.contains("no version of orders is active"),
+        "{}",
+        instance.readiness().reason
+    );
     // What is left goes on, and the retired rows stand still.
     let last = place(&instance, "after", 2).await.last().unwrap();
     instance.wait_for(&"totals".parse().unwrap(), last, SOON).await.unwrap();
@@ -469,7 +497,10 @@ async fn an_append_in_flight_finishes_before_the_activation() {
             // come back: it must not wait for whom it holds up.
             let started = Instant::now();
             let refused = old.append_in(&tx, &stream("open"), Expected::Any, &events[1..]).await.unwrap_err();
-            assert!(matches!(refused, AppendError::Refused(Refused::ProjectorIsActivating { .. })), "{refused}");
+            assert!(
+                matches!(refused, AppendError::Refused(Refused::ProjectorIsActivating { .. })),
+                "{refused}"
+            );
             assert!(started.elapsed() < Duration::from_secs(1));
             assert_eq!(active(&client).await, "orders 1.0.0");
             tx.commit().await.unwrap();
@@ -478,7 +509,8 @@ async fn an_append_in_flight_finishes_before_the_activation() {
         let activated = activated.unwrap();
         assert!(activated.horizon.unwrap() >= open.last().unwrap());
         assert_eq!(wrong_rows(&client, "orders_v2").await, 0, "{kind}");
-        let open = client.query_one("SELECT paid FROM orders_v2.orders WHERE id = 'open'", &[]).await.unwrap();
+        let open =
+            client.query_one("SELECT paid FROM orders_v2.orders WHERE id = 'open'", &[]).await.unwrap();
         assert!(open.get::<_, bool>(0));
     }
 }
@@ -507,7 +539,8 @@ async fn new_appends_wait_during_the_pause_and_go_on() {
     let refused = by_old.await.unwrap().unwrap_err();
     assert!(matches!(refused, AppendError::Refused(Refused::NewerProjectorIsActive { .. })), "{refused}");
     by_new.await.unwrap().unwrap();
-    let streams = client.query("SELECT stream FROM changeover.events WHERE stream LIKE 'by-%'", &[]).await.unwrap();
+    let streams =
+        client.query("SELECT stream FROM changeover.events WHERE stream LIKE 'by-%'", &[]).await.unwrap();
     assert_eq!(streams.iter().map(|row| row.get(0)).collect::<Vec<&str>>(), ["by-new"]);
     assert_eq!(wrong_rows(&client, "orders_v2").await, 0);
 }

@@ -1,18 +1,21 @@
 //! Admission: what the states let an instance do, checked on every append and on every batch, in every isolation level.
 
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use changeover::semver::Version;
 use changeover::tokio_postgres::{Client, IsolationLevel};
 use changeover::{
-    ActivateOptions, AppendError, Changeover, Configuration, ConnectError, Delivery, Expected, Fold, FoldProjector,
-    Obstacle, Position, ReadyState, Recorded, Refused, Row, StreamName, WaitError, WhenNothingIsActive,
+    ActivateOptions, AppendError, Changeover, Configuration, ConnectError, Delivery, Expected, Fold,
+    FoldProjector, Obstacle, Position, ReadyState, Recorded, Refused, Row, StreamName, WaitError,
+    WhenNothingIsActive,
 };
 use changeover_testkit::{Database, Proxy, eventually};
 use serde::Deserialize;
 
 use crate::orders::{
-    InlineOrders1, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals, instance, place, placed, stream,
+    InlineOrders1, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals, instance, place,
+    placed, stream,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -34,14 +37,18 @@ async fn set_states(client: &Client, states: &[&str]) {
         let words: Vec<&str> = state.split(' ').collect();
         let switching = words[2] == "activating" || words.get(3) == Some(&"switching");
         let activation = if switching { "(SELECT id FROM changeover.activations)" } else { "NULL" };
-        sql.push_str(&format!(
+        write!(
+            sql,
             "INSERT INTO changeover.projector_states
                  (projector, version, state, delivery, fingerprint, activation, changed_by)
              VALUES ('{}', '{}', '{}', 'background', 'by hand', {activation}, 'test');",
             words[0], words[1], words[2]
-        ));
+        )
+        .unwrap();
     }
-    sql.push_str("COMMIT; SELECT setval('changeover.generation', last_value + 1) FROM changeover.generation;");
+    sql.push_str(
+        "COMMIT; SELECT setval('changeover.generation', last_value + 1) FROM changeover.generation;",
+    );
     client.batch_execute(&sql).await.unwrap();
 }
 
@@ -144,7 +151,10 @@ async fn every_row_of_the_table_holds_for_publishing() {
     let check = async |states: &[&str], ready: ReadyState, fed: bool| {
         set_states(&admin, states).await;
         let mut readiness = changeover.watch_readiness();
-        tokio::time::timeout(SOON, readiness.wait_for(|readiness| readiness.state == ready)).await.unwrap().unwrap();
+        tokio::time::timeout(SOON, readiness.wait_for(|readiness| readiness.state == ready))
+            .await
+            .unwrap()
+            .unwrap();
         let limit = if fed { SOON } else { Duration::from_millis(150) };
         assert_eq!(reached(limit).await, fed, "{states:?}");
         // What was left lying is projected as soon as the states allow it.
@@ -258,7 +268,7 @@ async fn an_append_that_has_waited_long_enough_is_refused_and_may_be_tried_again
 #[tokio::test]
 async fn a_transaction_that_has_appended_already_is_refused_at_once_and_never_waits() {
     let database = Database::fresh().await;
-    let changeover = patient(&database, Duration::from_secs(3_600)).await;
+    let changeover = patient(&database, Duration::from_hours(1)).await;
     let admin = database.client().await;
     for seen_before in [false, true] {
         set_states(&admin, &["orders 1.0.0 active"]).await;
@@ -445,7 +455,8 @@ async fn an_inline_projector_is_not_assumed_on_a_log_that_has_history_already() 
     let activated = inline.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
     assert!(activated.activation.is_some());
     assert_eq!(append(&inline).await, "done");
-    let row = database.client().await.query_one("SELECT sum(items) FROM orders_v1.orders", &[]).await.unwrap();
+    let row =
+        database.client().await.query_one("SELECT sum(items) FROM orders_v1.orders", &[]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), 2);
 
     // A background projector simply projects the history.
@@ -464,10 +475,12 @@ async fn of_configurations_that_start_at_once_on_an_empty_database_one_is_assume
         let database = Database::fresh().await;
         let mut instances = Vec::new();
         for at in 0..8 {
-            let configuration = if at % 2 == 0 { orders1() } else { Configuration::new().fold(Orders2).unwrap() };
+            let configuration =
+                if at % 2 == 0 { orders1() } else { Configuration::new().fold(Orders2).unwrap() };
             instances.push(instance(&database, configuration).await);
         }
-        let appending = instances.into_iter().map(|changeover| tokio::spawn(async move { append(&changeover).await }));
+        let appending =
+            instances.into_iter().map(|changeover| tokio::spawn(async move { append(&changeover).await }));
         let mut outcomes = Vec::new();
         for appending in appending.collect::<Vec<_>>() {
             outcomes.push(appending.await.unwrap());
@@ -484,7 +497,8 @@ async fn of_configurations_that_start_at_once_on_an_empty_database_one_is_assume
             let refused = ["OlderProjectorIsActive", "NewerProjectorIsActive"].contains(&outcome);
             assert_eq!(if refused { "NewerOrOlder" } else { outcome }, expected[at % 2], "{rows:?}");
         }
-        let events: i64 = client.query_one("SELECT count(*) FROM changeover.events", &[]).await.unwrap().get(0);
+        let events: i64 =
+            client.query_one("SELECT count(*) FROM changeover.events", &[]).await.unwrap().get(0);
         assert_eq!(events, 4);
     }
 }

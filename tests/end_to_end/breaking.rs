@@ -8,7 +8,9 @@ use tokio_postgres::Client;
 
 use crate::operator::Operator;
 use crate::orders::{place, placed, stream};
-use crate::releases::{Held, SOON, Writers, active, hasty, instance_of, more_events, newest_outcome, release, wrong_rows};
+use crate::releases::{
+    Held, SOON, Writers, active, hasty, instance_of, more_events, newest_outcome, release, wrong_rows,
+};
 
 /// Of the pauses that are meant to end by their deadline.
 const PAUSE: Duration = Duration::from_millis(600);
@@ -27,7 +29,13 @@ async fn two_releases(database: &Database, kind: &str) -> (Changeover, Changeove
 
 /// A request to the old version is served within a time, without an error in between; its rows are right, and an
 /// activation that goes to its end finds everything as it should be.
-async fn serves_by_itself(database: &Database, kind: &str, old: &Changeover, new: &Changeover, within: Duration) {
+async fn serves_by_itself(
+    database: &Database,
+    kind: &str,
+    old: &Changeover,
+    new: &Changeover,
+    within: Duration,
+) {
     let client = database.client().await;
     let started = Instant::now();
     place(old, "again", 3).await;
@@ -87,7 +95,8 @@ async fn feeding(database: &Database, old: &Changeover, pause: Duration) -> (Ope
     let holder = database.client().await;
     holder.batch_execute("BEGIN; LOCK TABLE orders_v2.orders IN SHARE MODE").await.unwrap();
     tx.commit().await.unwrap();
-    let feeding = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'orders_v2.orders'::regclass)";
+    let feeding =
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'orders_v2.orders'::regclass)";
     eventually(SOON, || async { client.query_one(feeding, &[]).await.unwrap().get::<_, bool>(0) }).await;
     (operator, holder)
 }
@@ -260,16 +269,24 @@ async fn a_transaction_that_was_left_open_is_named_and_nothing_changes() {
     forgetful.append_in(&tx, &stream("open"), Expected::NoStream, &[placed("Ada")]).await.unwrap();
     let pid: i32 = tx.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
     let writers = Writers::start(2, &[&old]);
-    for pause_limit in [Duration::from_millis(20), Duration::from_millis(400)] {
-        // Long enough open for a short pause: it is waited for before. Not for a longer one: then the pause is given back.
-        let error = new.activate(&ActivateOptions { pause_limit, ..hasty() }, &|_| {}).await.unwrap_err();
+    for (pause_limit, paused) in [(Duration::from_secs(1), true), (Duration::from_millis(20), false)] {
+        // Too young to be waited for before a long pause: it is waited for in it, and the pause is given back. Long enough
+        // open for a short one: nobody is paused for it.
+        let activating = Held::at("", &new, ActivateOptions { pause_limit, ..hasty() });
+        let (seen, error) = activating.failed().await;
+        assert_eq!(seen.contains("paused"), paused, "{seen:?}");
         let ActivateError::Blocked { blockers, after } = &error else { panic!("{error:?}") };
-        let blocker = blockers.iter().find(|blocker| blocker.pid == Some(pid)).expect("not the one who blocks");
+        let blocker =
+            blockers.iter().find(|blocker| blocker.pid == Some(pid)).expect("not the one who blocks");
         assert_eq!(blocker.application_name.as_deref(), Some("forgetful"));
         assert_eq!((blocker.holds, blocker.doing.as_str()), (Holds::Lease, "idle in transaction"));
-        assert!(blocker.age_secs.unwrap() > 0.01 && *after >= pause_limit.mul_f64(0.8), "{blocker:?} {after:?}");
+        assert!(
+            blocker.age_secs.unwrap() > 0.01 && *after >= pause_limit.mul_f64(0.8),
+            "{blocker:?} {after:?}"
+        );
         let said = error.to_string();
-        for part in [&format!("pid {pid} (forgetful) holds an append for"), "idle in transaction", "end them"] {
+        for part in [&format!("pid {pid} (forgetful) holds an append for"), "idle in transaction", "end them"]
+        {
             assert!(said.contains(part), "{said}");
         }
         assert_eq!(active(&client).await, "orders 1.0.0");
@@ -282,7 +299,7 @@ async fn a_transaction_that_was_left_open_is_named_and_nothing_changes() {
     assert_eq!(wrong_rows(&client, "orders_v2").await, 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_transaction_is_named_and_waited_for() {
     let database = Database::fresh().await;
     let client = database.client().await;
@@ -293,8 +310,9 @@ async fn a_prepared_transaction_is_named_and_waited_for() {
     old.append_in(&tx, &stream("prepared"), Expected::NoStream, &[placed("Ada")]).await.unwrap();
     tx.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await.unwrap();
     drop(tx);
-    for pause_limit in [Duration::from_millis(20), Duration::from_millis(400)] {
-        let error = new.activate(&ActivateOptions { pause_limit, ..hasty() }, &|_| {}).await.unwrap_err();
+    for (pause_limit, paused) in [(Duration::from_secs(1), true), (Duration::from_millis(20), false)] {
+        let (seen, error) = Held::at("", &new, ActivateOptions { pause_limit, ..hasty() }).failed().await;
+        assert_eq!(seen.contains("paused"), paused, "{seen:?}");
         let ActivateError::Blocked { blockers, .. } = &error else { panic!("{error:?}") };
         assert_eq!((blockers.len(), blockers[0].pid, blockers[0].holds), (1, None, Holds::Lease));
         assert!(error.to_string().contains(&format!("prepared transaction {gid}")), "{error}");
@@ -325,7 +343,8 @@ async fn a_transaction_that_is_prepared_during_the_pause_is_waited_for_too() {
     drop(tx);
     let now: std::time::SystemTime = client.query_one("SELECT clock_timestamp()", &[]).await.unwrap().get(0);
     eventually(SOON, || async {
-        activating.seen().contains("drained") || client.query_one(looks, &[&now]).await.unwrap().get::<_, bool>(0)
+        activating.seen().contains("drained")
+            || client.query_one(looks, &[&now]).await.unwrap().get::<_, bool>(0)
     })
     .await;
     assert!(!activating.seen().contains("drained"), "an append in flight was not waited for");
@@ -343,7 +362,8 @@ async fn a_connection_that_is_cut_in_any_phase_leaves_one_configuration_or_the_o
             let database = Database::fresh().await;
             let (old, new) = two_releases(&database, "").await;
             let proxy = Proxy::in_front_of(&database.config()).unwrap();
-            let through = Changeover::builder(proxy.config(&database.config())).configuration(release("2.0.0"));
+            let through =
+                Changeover::builder(proxy.config(&database.config())).configuration(release("2.0.0"));
             let cut_off = through.connect().await.unwrap();
             let options = ActivateOptions { pause_limit: PAUSE, ..hasty() };
             let mut held = Held::at(cut_at, &cut_off, options);
@@ -368,7 +388,8 @@ async fn a_server_that_restarts_in_the_middle_leaves_the_old_version_active() {
     for (held_at, crash) in [("paused", false), ("drained", true)] {
         let database = Database::fresh_on(&cluster).await;
         let (old, new) = two_releases(&database, "").await;
-        let mut held = Held::at(held_at, &new, ActivateOptions { pause_limit: Duration::from_secs(2), ..hasty() });
+        let mut held =
+            Held::at(held_at, &new, ActivateOptions { pause_limit: Duration::from_secs(2), ..hasty() });
         held.reached().await;
         if crash {
             cluster.kill_9().unwrap();

@@ -87,7 +87,10 @@ async fn an_instance_that_was_killed_is_seen_to_go_and_one_that_says_goodbye_is_
     child.terminate().await;
     assert_eq!((alive().await, instances(&observer).await.len()), (0, 1));
     // An hour later nobody remembers the one that was killed.
-    client.batch_execute("UPDATE changeover.instances SET last_seen = last_seen - interval '1 hour'").await.unwrap();
+    client
+        .batch_execute("UPDATE changeover.instances SET last_seen = last_seen - interval '1 hour'")
+        .await
+        .unwrap();
     let running = observer.start();
     eventually(SOON, || async {
         let seen = instances(&observer).await;

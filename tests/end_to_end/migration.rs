@@ -43,7 +43,8 @@ async fn twenty_concurrent_migrators_all_succeed_and_one_of_them_did_the_work() 
 #[tokio::test]
 async fn migrators_do_not_deadlock_with_an_index_that_is_built_concurrently() {
     let database = Database::fresh().await;
-    let (writer, builder, observer) = (database.client().await, database.client().await, database.client().await);
+    let (writer, builder, observer) =
+        (database.client().await, database.client().await, database.client().await);
     writer.batch_execute("CREATE TABLE elsewhere (n integer)").await.unwrap();
     writer.batch_execute("BEGIN; INSERT INTO elsewhere VALUES (1)").await.unwrap();
     let building = tokio::spawn(async move {
@@ -62,6 +63,31 @@ async fn migrators_do_not_deadlock_with_an_index_that_is_built_concurrently() {
     committed.unwrap();
     assert_eq!(again.len(), 20);
     tokio::time::timeout(SOON, building).await.expect("the index hangs").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn migrators_that_wait_for_one_that_is_slow_do_not_hold_up_an_index_that_is_built_concurrently() {
+    let database = Database::fresh().await;
+    let (slow, builder) = (database.client().await, database.client().await);
+    builder.batch_execute("CREATE TABLE elsewhere (n integer)").await.unwrap();
+    let lock = "SELECT pg_advisory_lock(hashtextextended('changeover migrations of changeover', 0))";
+    slow.batch_execute(lock).await.unwrap();
+    let migrating = twenty(&database);
+    let building = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                       AND (query LIKE '%advisory_xact_lock%' AND pid <> pg_backend_pid() OR query = 'ROLLBACK; BEGIN')";
+        eventually(SOON, || async { builder.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) >= 20 })
+            .await;
+        for n in 0..5 {
+            builder
+                .batch_execute(&format!("CREATE INDEX CONCURRENTLY slow_{n} ON elsewhere (n)"))
+                .await
+                .unwrap();
+        }
+        slow.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    };
+    let (applied, ()) = tokio::join!(migrating, building);
+    assert_eq!(applied.last().unwrap().len(), usize::try_from(newest()).unwrap());
 }
 
 #[tokio::test]
@@ -103,7 +129,8 @@ async fn a_host_keeps_its_own_refinery_table() {
         .await
         .unwrap();
     assert_eq!(builder(&database).migrate().await.unwrap().len(), usize::try_from(newest()).unwrap());
-    let kept = client.query("SELECT version, name, checksum FROM refinery_schema_history", &[]).await.unwrap();
+    let kept =
+        client.query("SELECT version, name, checksum FROM refinery_schema_history", &[]).await.unwrap();
     let kept: Vec<(i32, &str, &str)> = kept.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     assert_eq!(kept, [(1, "of_the_host", "4711")]);
     let ours = client.query_one("SELECT count(*)::integer FROM changeover.migrations", &[]).await.unwrap();
@@ -141,11 +168,16 @@ async fn a_newer_schema_that_breaks_this_release_is_refused_by_name() {
     client.batch_execute("UPDATE changeover.compatibility SET needs = 99").await.unwrap();
     let refused = builder(&database).migrate().await.unwrap_err();
     let fits = |error: &MigrateError| {
-        assert!(matches!(error, MigrateError::SchemaIsNewer { needs: 99, ours, .. } if *ours == newest()), "{error:?}");
+        assert!(
+            matches!(error, MigrateError::SchemaIsNewer { needs: 99, ours, .. } if *ours == newest()),
+            "{error:?}"
+        );
         assert!(error.to_string().contains("upgrade the application"), "{error}");
     };
     fits(&refused);
-    let Err(ConnectError::Schema(refused)) = builder(&database).connect().await else { panic!("it connected") };
+    let Err(ConnectError::Schema(refused)) = builder(&database).connect().await else {
+        panic!("it connected")
+    };
     fits(&refused);
     // Nothing was touched on the way: once it fits again it works.
     client.batch_execute("UPDATE changeover.compatibility SET needs = 1").await.unwrap();
@@ -157,11 +189,14 @@ async fn an_older_or_missing_schema_names_the_command() {
     let database = Database::fresh().await;
     let older = |result: Result<Changeover, ConnectError>, was: i32| {
         let Err(ConnectError::Schema(error)) = result else { panic!("it connected") };
-        assert!(matches!(error, MigrateError::SchemaIsOlder { found, ours, .. } if (found, ours) == (was, newest())));
+        assert!(
+            matches!(error, MigrateError::SchemaIsOlder { found, ours, .. } if (found, ours) == (was, newest()))
+        );
         assert!(error.to_string().contains("run `changeover migrate`"), "{error}");
     };
     older(builder(&database).connect().await, 0);
-    let there = database.client().await.query_one("SELECT to_regnamespace('changeover') IS NULL", &[]).await.unwrap();
+    let there =
+        database.client().await.query_one("SELECT to_regnamespace('changeover') IS NULL", &[]).await.unwrap();
     assert!(there.get::<_, bool>(0), "connecting made a schema");
     builder(&database).migrate().await.unwrap();
     let client = database.client().await;

@@ -44,14 +44,24 @@ impl Operator {
     }
 
     /// An operator who activates, and stands still at a phase.
-    pub(crate) async fn activate(database: &Database, release: &str, stop_at: &str, pause_limit: Duration) -> Self {
+    pub(crate) async fn activate(
+        database: &Database,
+        release: &str,
+        stop_at: &str,
+        pause_limit: Duration,
+    ) -> Self {
         let activating = Self::start_activating(database, release, stop_at, pause_limit);
         activating.stopped().await;
         activating
     }
 
     /// The same, without waiting for the phase.
-    pub(crate) fn start_activating(database: &Database, release: &str, stop_at: &str, pause_limit: Duration) -> Self {
+    pub(crate) fn start_activating(
+        database: &Database,
+        release: &str,
+        stop_at: &str,
+        pause_limit: Duration,
+    ) -> Self {
         Self::start(database, release, Task::Activate { stop_at: stop_at.to_owned(), pause_limit })
     }
 

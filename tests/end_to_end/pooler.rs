@@ -1,14 +1,17 @@
 //! The essentials once more behind PgBouncer 1.18 in transaction mode, where every transaction may run in another session.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use changeover::tokio_postgres::IsolationLevel;
+use changeover::tokio_postgres::{IsolationLevel, NoTls, Row};
 use changeover::{
-    ActivateOptions, AppendError, Changeover, Configuration, Expected, Path, Position, ReadyState, Refused, Revision,
+    ActivateOptions, AppendError, Changeover, Configuration, Expected, Path, Position, ReadyState, Refused,
+    Revision,
 };
 use changeover_testkit::{Database, PgBouncer, eventually};
 
-use crate::orders::{InlineOrders1, InlineOrders2, OrderEvent, Orders1, Orders2, Totals, place, placed, stream};
+use crate::orders::{
+    InlineOrders1, InlineOrders2, OrderEvent, Orders1, Orders2, Totals, place, placed, stream,
+};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -56,7 +59,8 @@ async fn appends_and_readers_behind_a_pooler() {
     assert!(matches!(conflict, AppendError::Conflict { .. }), "{conflict}");
     changeover.append(&stream("alone"), Expected::Any, &paid).await.unwrap();
 
-    for level in [IsolationLevel::ReadCommitted, IsolationLevel::RepeatableRead, IsolationLevel::Serializable] {
+    for level in [IsolationLevel::ReadCommitted, IsolationLevel::RepeatableRead, IsolationLevel::Serializable]
+    {
         let mut client = changeover.pool().get().await.unwrap();
         let tx = client.build_transaction().isolation_level(level).start().await.unwrap();
         let name = stream(&format!("{level:?}"));
@@ -130,7 +134,8 @@ async fn an_upgrade_behind_a_pooler() {
     let refused = new.append(&stream("early"), Expected::Any, &[OrderEvent::Paid]).await.unwrap_err();
     assert!(matches!(refused, AppendError::Refused(Refused::OlderProjectorIsActive { .. })), "{refused}");
     let mut client = old.pool().get().await.unwrap();
-    let tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+    let tx =
+        client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
     tx.query_typed("SELECT * FROM changeover.projector_states", &[]).await.unwrap();
 
     let activated = new.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
@@ -214,4 +219,29 @@ async fn an_append_that_is_dropped_halfway_behind_a_pooler_leaves_nothing_half_d
     let sql = "SELECT count(*), count(*) FILTER (WHERE paid) FROM orders_v1.orders";
     let row = observer.query_one(sql, &[]).await.unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (22, 0));
+}
+
+/// An activation rests on it: the generation is set after the states were committed, by two statements sent together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_are_sent_together_run_one_after_the_other_behind_a_pooler() {
+    let database = Database::fresh().await;
+    let pooler = PgBouncer::start(&database.config()).unwrap();
+    let clients = (0..8).map(|_| {
+        let config = pooler.config();
+        tokio::spawn(async move {
+            let (client, connection) = config.connect(NoTls).await.unwrap();
+            tokio::spawn(connection);
+            for _ in 0..20 {
+                let first = "SELECT clock_timestamp() FROM pg_sleep(random() * 0.005)";
+                let second = "SELECT statement_timestamp()";
+                let (first, second) =
+                    tokio::join!(client.query_typed(first, &[]), client.query_typed(second, &[]));
+                let at = |rows: Result<Vec<Row>, _>| rows.unwrap()[0].get::<_, SystemTime>(0);
+                assert!(at(first) <= at(second));
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
 }

@@ -43,7 +43,11 @@ async fn a_reader_stops_before_an_append_in_flight_and_reads_it_when_it_commits_
         assert!(changeover.horizon().await.unwrap() < late);
         assert!(reader.next().await.unwrap().is_empty(), "what is later in the log has to wait");
         assert!(reader.position() < late);
-        if commits { tx.commit().await.unwrap() } else { tx.rollback().await.unwrap() }
+        if commits {
+            tx.commit().await.unwrap();
+        } else {
+            tx.rollback().await.unwrap();
+        }
         assert_eq!(streams(&reader.next().await.unwrap()), then);
         assert_eq!((reader.position(), changeover.horizon().await.unwrap()), (early, early));
         assert!(reader.next().await.unwrap().is_empty());
@@ -78,6 +82,7 @@ async fn a_reader_goes_on_over_gaps_in_batches_of_the_size_it_was_given() {
             }
             assert!(batch.len() <= size);
             read.extend(batch.iter().map(|event| event.recorded.position));
+            assert!(read.len() <= expected.len(), "in batches of {size}: {read:?}");
         }
         assert_eq!(read, expected, "in batches of {size}");
         assert_eq!(reader.position(), changeover.horizon().await.unwrap());
@@ -276,7 +281,8 @@ async fn the_horizon_is_right_where_the_low_half_of_a_position_wraps() {
             // Backwards now and then, which only a test may do: nothing is in flight.
             observer.execute("DELETE FROM changeover.events", &[]).await.unwrap();
             observer.execute("SELECT setval('changeover.event_position', $1)", &[&start]).await.unwrap();
-            let mut clients = [changeover.pool().get().await.unwrap(), changeover.pool().get().await.unwrap()];
+            let mut clients =
+                [changeover.pool().get().await.unwrap(), changeover.pool().get().await.unwrap()];
             let [first, second] = &mut clients;
             let first = first.transaction().await.unwrap();
             append_in(&changeover, &first, "first").await;

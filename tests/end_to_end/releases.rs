@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use changeover::semver::Version;
 use changeover::tokio_postgres::Client;
 use changeover::{
-    ActivateError, ActivateOptions, Activated, ActivationProgress, AppendError, Changeover, Configuration, Delivery,
-    Expected, FoldProjector,
+    ActivateError, ActivateOptions, Activated, ActivationProgress, AppendError, Changeover, Configuration,
+    Delivery, Expected, FoldProjector,
 };
 use changeover_testkit::Database;
 use tokio::task::JoinHandle;
 
 use crate::orders::{
-    InlineOrders1, InlineOrders2, Order, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals, placed,
-    stream,
+    InlineOrders1, InlineOrders2, Order, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals,
+    placed, stream,
 };
 
 /// Long enough for anything that comes at all.
@@ -200,6 +200,14 @@ impl Held {
     pub(crate) async fn outcome(mut self) -> Result<Activated, ActivateError> {
         self.go = None;
         tokio::time::timeout(SOON, &mut self.task).await.unwrap().unwrap()
+    }
+
+    /// Lets it go on until it fails, and returns the phases that it came to and the error.
+    pub(crate) async fn failed(self) -> (BTreeSet<&'static str>, ActivateError) {
+        let seen = self.seen.clone();
+        let error = self.outcome().await.unwrap_err();
+        let seen = seen.lock().unwrap().clone();
+        (seen, error)
     }
 
     /// The phases that it came to so far.

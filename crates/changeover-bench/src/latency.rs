@@ -89,10 +89,10 @@ async fn place(
         ],
     )
     .await?;
-    let parts: [(&str, fn(&Percentiles) -> f64, f64); 2] =
-        [("p50", |both| both.p50, goals[0]), ("p99", |both| both.p99, goals[1])];
-    for (percentile, part, goal) in parts {
-        let of = |stretches: &[Percentiles]| stretches.iter().map(part).collect::<Vec<f64>>();
+    for (percentile, goal) in ["p50", "p99"].into_iter().zip(goals) {
+        let of = |stretches: &[Percentiles]| -> Vec<f64> {
+            stretches.iter().map(|both| if percentile == "p50" { both.p50 } else { both.p99 }).collect()
+        };
         let (quiet, held, raw) = (of(&quiet), of(&held), of(&raw));
         let params = |writer: &str| {
             json!({"percentile": percentile, "published_by": publisher, "appends_per_second": PER_SECOND,
@@ -127,10 +127,7 @@ fn visible<'v>(
 ) -> Variant<'v, Percentiles> {
     Box::new(move || {
         async move {
-            let writer = match idle_writer {
-                true => Some(IdleWriter::begin(config).await?),
-                false => None,
-            };
+            let writer = if idle_writer { Some(IdleWriter::begin(config).await?) } else { None };
             let observer = Observer::start(config.clone());
             let appending = appending.clone();
             let appends = open_loop(PER_SECOND, effort.stretch, move || {
@@ -148,9 +145,7 @@ fn visible<'v>(
             .await?;
             let newest =
                 appends.iter().map(|(_, position)| *position).max().context("nothing was appended")?;
-            let orders = "orders".parse()?;
-            let wait = Duration::from_secs(30);
-            appending_caught_up(config, &orders, newest, wait).await?;
+            caught_up(config, newest).await?;
             let seen = observer.stop()?;
             if let Some(writer) = writer {
                 writer.end().await?;
@@ -171,20 +166,12 @@ const CHECKPOINT: &str =
     "SELECT position FROM changeover.checkpoints WHERE projector = 'orders' AND major = 1";
 
 /// Waits until the observer must have seen it too.
-async fn appending_caught_up(
-    config: &Config,
-    projector: &changeover::ProjectorName,
-    newest: Position,
-    limit: Duration,
-) -> Result<()> {
+async fn caught_up(config: &Config, newest: Position) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(30);
     let client = client(config).await?;
-    let statement = client.prepare(CHECKPOINT).await?;
     let started = Instant::now();
-    while client.query_one(&statement, &[]).await?.get::<_, Position>(0) < newest {
-        anyhow::ensure!(
-            started.elapsed() < limit,
-            "{projector} did not get to position {newest} in {limit:?}"
-        );
+    while client.query_one(CHECKPOINT, &[]).await?.get::<_, Position>(0) < newest {
+        anyhow::ensure!(started.elapsed() < LIMIT, "orders did not get to position {newest} in {LIMIT:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // One more look of the observer's, at least.
@@ -247,7 +234,7 @@ impl IdleWriter {
 }
 
 /// Stretches of commits of one row each, at the same pace: what a row costs that nobody has to carry anywhere.
-fn raw_commits<'v>(pool: &'v Pool, effort: Effort) -> Variant<'v, Percentiles> {
+fn raw_commits(pool: &Pool, effort: Effort) -> Variant<'_, Percentiles> {
     Box::new(move || {
         async move {
             let commits = open_loop(PER_SECOND, effort.stretch, || {

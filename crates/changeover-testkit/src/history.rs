@@ -253,10 +253,8 @@ impl History {
                 }
                 Fate::Acknowledged { revision, .. } => {
                     if let Some(last) = events.last().filter(|last| last.revision != *revision) {
-                        wrongs.push(Wrong::Revisions {
-                            stream: write.stream.clone(),
-                            position: last.position,
-                        });
+                        wrongs
+                            .push(Wrong::Revisions { stream: write.stream.clone(), position: last.position });
                     }
                 }
                 Fate::NotAppended if !positions.is_empty() => {
@@ -266,10 +264,7 @@ impl History {
                 Fate::Unknown if positions.is_empty() || positions.len() == write.events => {
                     if write.events > 0 {
                         let transaction = (write.append.writer.as_str(), write.transaction);
-                        unknown
-                            .entry(transaction)
-                            .or_default()
-                            .push((&write.append, !positions.is_empty()));
+                        unknown.entry(transaction).or_default().push((&write.append, !positions.is_empty()));
                     }
                 }
                 Fate::Unknown => wrongs.push(Wrong::Torn { append }),
@@ -416,10 +411,7 @@ mod tests {
         );
         check(|h| h.writes[0].fate = acknowledged(&[1, 2], 9), &[revisions(2)]);
         // What was rolled back is there.
-        check(
-            |h| h.log.push(event(7, 5, 2, "two")),
-            &[Wrong::NotUndone { append: id(2), found: vec![7] }],
-        );
+        check(|h| h.log.push(event(7, 5, 2, "two")), &[Wrong::NotUndone { append: id(2), found: vec![7] }]);
         // Half of an append, and half of a transaction.
         check(|h| h.writes[2].events = 2, &[Wrong::Torn { append: id(3) }]);
         check(

@@ -8,7 +8,7 @@ use arc_swap::ArcSwapOption;
 use futures_util::future::join;
 use tokio::sync::{Mutex, watch};
 use tokio_postgres::Client;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::expiry;
 use crate::projector::Registered;
@@ -153,8 +153,7 @@ impl Decider {
         let started = Instant::now();
         let mut connection = self.connection.lock().await;
         let client = self.connected(&mut connection).await?;
-        let row =
-            limited(LOOK_TIMEOUT, self.store.query_one(&*client, &self.store.sql.generation, &[])).await;
+        let row = limited(LOOK_TIMEOUT, self.store.query_one(client, &self.store.sql.generation, &[])).await;
         let row = self.or_lost(&mut connection, row)?;
         drop(connection);
         let decided = self.after(row.get("generation")).await?;
@@ -175,15 +174,20 @@ impl Decider {
         Ok(decided)
     }
 
-    async fn connected<'c>(&self, connection: &'c mut Option<Client>) -> Result<&'c mut Client, StoreError> {
+    async fn connected<'c>(&self, connection: &'c mut Option<Client>) -> Result<&'c Client, StoreError> {
         if connection.as_ref().is_some_and(Client::is_closed) {
             *connection = None;
             self.forget();
         }
         if connection.is_none() {
-            *connection = Some(self.store.single().await.inspect_err(|error| self.unreachable(error))?);
+            *connection = Some(
+                self.store
+                    .single()
+                    .await
+                    .inspect_err(|error| self.ready_as(Readiness::unreachable(error)))?,
+            );
         }
-        Ok(connection.as_mut().expect("BUG: connected a line ago"))
+        Ok(connection.as_ref().expect("BUG: connected a line ago"))
     }
 
     fn or_lost<T>(
@@ -194,23 +198,26 @@ impl Decider {
         result.inspect_err(|error| {
             *connection = None;
             self.forget();
-            self.unreachable(error);
+            if error.is_disconnect() {
+                self.ready_as(Readiness::unreachable(error));
+            } else {
+                self.ready_as(Readiness::undecided(error));
+            }
         })
     }
 
-    fn unreachable(&self, error: &StoreError) {
+    fn ready_as(&self, next: Readiness) {
         self.readiness.send_if_modified(|readiness| {
-            let next = Readiness::unreachable(error);
-            let changed = readiness.state != next.state;
-            if changed {
-                warn!(reason = %next.reason, "readiness unreachable");
-                *readiness = next;
+            let changed = *readiness != next;
+            if readiness.state != next.state {
+                info!(state = %next.state, reason = %next.reason, "readiness changed");
             }
+            *readiness = next;
             changed
         });
     }
 
-    async fn decide(&self, client: &mut Client) -> Result<Decided, StoreError> {
+    async fn decide(&self, client: &Client) -> Result<Decided, StoreError> {
         let mut read = Read::now(&self.store, client).await?;
         if read.states.iter().any(|row| row.in_activation) && expiry::expire(&self.store, client).await? {
             read = Read::now(&self.store, client).await?;
@@ -248,15 +255,7 @@ impl Decider {
         self.current.store(Some(decided.clone()));
         self.decisions
             .send_if_modified(|known| std::mem::replace(known, decided.generation) != decided.generation);
-        let next = Readiness::from(&decided.verdict);
-        self.readiness.send_if_modified(|readiness| {
-            let changed = *readiness != next;
-            if readiness.state != next.state {
-                info!(state = %next.state, reason = %next.reason, "readiness changed");
-            }
-            *readiness = next;
-            changed
-        });
+        self.ready_as(Readiness::from(&decided.verdict));
     }
 }
 

@@ -130,8 +130,10 @@ impl Changeover {
         expected: Expected,
         new: &NewEvents,
     ) -> Result<Appended, AppendError> {
-        let mut client = self.core.store.client().await?;
-        let appended = self.appending(stream, expected, new).alone(&mut client).await?;
+        let mut lent = self.core.store.lent().await?;
+        let appended = self.appending(stream, expected, new).alone(lent.client()).await;
+        lent.give_back();
+        let appended = appended?;
         self.core.appended();
         Ok(appended)
     }
@@ -246,7 +248,7 @@ impl Changeover {
         let mut published = self.core.published.register();
         let mut pause = Duration::from_millis(2);
         loop {
-            let client = self.core.background().await?;
+            let client = self.core.store.client().await?;
             let sql = &self.core.store.sql.reached;
             let params: [&(dyn postgres_types::ToSql + Sync); 4] =
                 [&projector.as_str(), &registered.major(), &position, &registered.event_types];

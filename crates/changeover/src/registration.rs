@@ -1,14 +1,11 @@
 //! Registration: the rows and the tables of a projector version, made in one transaction, by one process at a time.
 
-use std::sync::Arc;
-
-use postgres_types::Type;
-use tokio_postgres::{Client, Transaction};
+use futures_util::future::join;
+use tokio_postgres::Client;
 use tracing::info;
 
-use crate::projector::Registered;
 use crate::projector::configuration::Configuration;
-use crate::store::statements::Sql;
+use crate::projector::{Registered, chain};
 use crate::store::{Store, StoreError, rows};
 use crate::words::decision::Refused;
 use crate::words::plan::{Known, KnownTables, Obstacle, obstacle};
@@ -87,75 +84,105 @@ pub(crate) fn obstacles<'a>(
 /// Does nothing where both is the case already.
 pub(crate) async fn register(
     store: &Store,
-    client: &mut Client,
+    client: &Client,
     registered: &Registered,
     who: &str,
 ) -> Result<(), RegisterError> {
-    let tx = client.transaction().await?;
-    lock(store, &tx).await?;
-    let registry = registry(store, tx.client()).await?;
-    if let Some(obstacle) = obstacle(&registered.target, &registry.known, &registry.tables) {
-        return Err(obstacle.into());
-    }
-    create_tables(store, &tx, registered, false, &registry).await?;
-    let changed = insert(store, &tx, registered, ProjectorState::Replaying, who).await?;
-    tx.commit().await?;
-    if changed {
-        // The states changed: whoever decided before looks again.
-        store.query(&*client, &store.sql.set_generation, &[]).await?;
-    }
-    Ok(())
+    changing(store, client, async |client| {
+        let registry = registry(store, client).await?;
+        if let Some(obstacle) = obstacle(&registered.target, &registry.known, &registry.tables) {
+            return Err(obstacle.into());
+        }
+        create_tables(store, client, registered, false, &registry).await?;
+        let changed = insert(store, client, registered, ProjectorState::Replaying, who).await?;
+        Ok(if changed { Changed::Yes } else { Changed::No })
+    })
+    .await
+    .map(drop)
 }
 
 /// Makes a configuration the active one where nothing was ever activated. Not an error if somebody else was faster: the
 /// states then say what is so.
 pub(crate) async fn assume(
     store: &Store,
-    client: &mut Client,
+    client: &Client,
     configuration: &Configuration,
 ) -> Result<Result<(), Refused>, StoreError> {
     if configuration.projectors.is_empty() {
         return Ok(Ok(()));
     }
-    let tx = client.transaction().await?;
-    lock(store, &tx).await?;
-    let registry = registry(store, tx.client()).await?;
-    if !registry.known.is_empty() {
-        return Ok(Ok(()));
-    }
-    let empty: bool = one(store, &tx, &store.sql.log_is_empty).await?.get("empty");
-    for registered in configuration.projectors.values() {
-        let target = &registered.target;
-        if target.delivery == Delivery::Inline && !empty {
-            let (projector, version) = (target.projector.clone(), target.version.clone());
-            return Ok(Err(Refused::HistoryIsMissing { projector, version }));
+    let mut refused = None;
+    let assumed = changing(store, client, async |client| {
+        let registry = registry(store, client).await?;
+        if !registry.known.is_empty() {
+            return Ok(Changed::No);
         }
-        create_tables(store, &tx, registered, target.delivery == Delivery::Inline, &registry)
-            .await
-            .map_err(|error| StoreError::Unreadable(crate::projector::chain(&error)))?;
-        insert(store, &tx, registered, ProjectorState::Active, "assumed by an instance").await?;
+        let empty: bool = store.query_one(client, &store.sql.log_is_empty, &[]).await?.get("empty");
+        for registered in configuration.projectors.values() {
+            let inline = registered.target.delivery == Delivery::Inline;
+            if inline && !empty {
+                let (projector, version) = registered.id();
+                refused = Some(Refused::HistoryIsMissing { projector, version });
+                return Ok(Changed::Undo);
+            }
+            match create_tables(store, client, registered, inline, &registry).await {
+                Ok(()) => {}
+                Err(RegisterError::Store(error)) => return Err(error),
+                Err(error) => {
+                    let (projector, version) = registered.id();
+                    let reason = chain(&error);
+                    refused = Some(Refused::CannotBeRegistered { projector, version, reason });
+                    return Ok(Changed::Undo);
+                }
+            }
+            insert(store, client, registered, ProjectorState::Active, "assumed by an instance").await?;
+        }
+        Ok(Changed::Yes)
+    })
+    .await?;
+    if assumed == Changed::Yes {
+        info!(configuration = ?configuration.versions(), "nothing was active: assumed our configuration");
     }
-    tx.commit().await?;
-    store.query(&*client, &store.sql.set_generation, &[]).await?;
-    info!(configuration = ?names(configuration.projectors.values()), "nothing was active: assumed our configuration");
-    Ok(Ok(()))
+    Ok(refused.map_or(Ok(()), Err))
 }
 
-fn names<'a>(registered: impl Iterator<Item = &'a Arc<Registered>>) -> Vec<String> {
-    registered.map(|r| format!("{} {}", r.target.projector, r.target.version)).collect()
+/// What became of the states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Changed {
+    Yes,
+    No,
+    /// Nothing may be kept of what was written.
+    Undo,
 }
 
-async fn lock(store: &Store, tx: &Transaction<'_>) -> Result<(), StoreError> {
-    one(store, tx, &store.sql.lock_registration).await.map(drop)
-}
-
-async fn one(store: &Store, tx: &Transaction<'_>, sql: &Sql) -> Result<tokio_postgres::Row, StoreError> {
-    store.query_one(tx.client(), sql, &[]).await
+/// Does some work in a transaction, one process at a time. Where it changed the states, the commit and the new generation
+/// are sent together: nothing on our side can stop in between.
+async fn changing<E: From<StoreError>>(
+    store: &Store,
+    client: &Client,
+    work: impl AsyncFnOnce(&Client) -> Result<Changed, E>,
+) -> Result<Changed, E> {
+    let end = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
+    end("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let worked = match store.query_one(client, &store.sql.lock_registration, &[]).await {
+        Ok(_) => work(client).await,
+        Err(error) => Err(error.into()),
+    };
+    match worked {
+        Ok(Changed::Yes) => {
+            let (committed, set) =
+                join(end("COMMIT"), store.query_one(client, &store.sql.set_generation, &[])).await;
+            committed?;
+            set?;
+        }
+        Ok(Changed::No | Changed::Undo) | Err(_) => end("ROLLBACK").await?,
+    }
+    worked
 }
 
 async fn insert(
     store: &Store,
-    tx: &Transaction<'_>,
+    client: &Client,
     registered: &Registered,
     state: ProjectorState,
     who: &str,
@@ -164,7 +191,7 @@ async fn insert(
     let (version, fingerprint) = (target.version.to_string(), target.fingerprint.as_str());
     let row = store
         .query_opt(
-            tx.client(),
+            client,
             &store.sql.register_version,
             &[
                 &target.projector.as_str(),
@@ -182,7 +209,7 @@ async fn insert(
 /// Creates the tables of a major version and their checkpoint, unless they are ours already.
 async fn create_tables(
     store: &Store,
-    tx: &Transaction<'_>,
+    client: &Client,
     registered: &Registered,
     inline: bool,
     registry: &Registry,
@@ -194,12 +221,12 @@ async fn create_tables(
         return Ok(());
     }
     let schema = registered.schema.clone();
-    let row = tx.query_typed_one(&store.sql.schema_exists.text, &[(&schema, Type::TEXT)]).await?;
+    let row = store.query_one(client, &store.sql.schema_exists, &[&schema]).await?;
     if row.get("present") {
         return Err(RegisterError::ForeignTables { schema, projector, version });
     }
     let ddl = format!("CREATE SCHEMA {schema};\n{}", registered.ddl);
-    tx.batch_execute(&ddl).await.map_err(|source| RegisterError::Ddl {
+    client.batch_execute(&ddl).await.map_err(|source| RegisterError::Ddl {
         projector,
         version,
         source: source.into(),
@@ -207,7 +234,7 @@ async fn create_tables(
     let tables_fingerprint = target.tables_fingerprint.as_str();
     store
         .query_one(
-            tx.client(),
+            client,
             &store.sql.create_checkpoint,
             &[&target.projector.as_str(), &registered.major(), &inline, &tables_fingerprint],
         )

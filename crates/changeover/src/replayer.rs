@@ -130,9 +130,9 @@ pub(crate) async fn replay(
     limit: Option<Duration>,
     on_progress: OnProgress<'_>,
 ) -> Result<CaughtUp, ReplayError> {
-    let mut client = core.store.single().await?;
-    registration::register(&core.store, &mut client, registered, who).await?;
-    let (projector, version) = (registered.target.projector.clone(), registered.target.version.clone());
+    let client = core.store.single().await?;
+    registration::register(&core.store, &client, registered, who).await?;
+    let (projector, version) = registered.id();
     let started = Instant::now();
     let mut progress = ReplayProgress {
         position: position(core, &client, registered).await?,
@@ -234,8 +234,7 @@ pub(crate) async fn step_or_name(
             Err(StepError::Project { source, .. }) if source.is_retryable() => {}
             Err(StepError::Project { events, .. }) if events > 1 => one_by_one = events,
             Err(StepError::Project { first: (position, event_type), source, .. }) => {
-                let (projector, version) =
-                    (registered.target.projector.clone(), registered.target.version.clone());
+                let (projector, version) = registered.id();
                 return Err(ReplayError::Projector { projector, version, position, event_type, source });
             }
         }

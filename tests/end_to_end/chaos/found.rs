@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use changeover::semver::Version;
 use changeover::{
-    ActivateError, ActivateOptions, ActivationProgress, AppendError, Batch, BoxError, Configuration, Delivery, Expected,
-    Fold, FoldProjector, Recorded, Refused, Row, SqlProjector, StreamName, Transaction,
+    ActivateError, ActivateOptions, ActivationProgress, AppendError, Batch, BoxError, Configuration,
+    Delivery, Expected, Fold, FoldProjector, Recorded, Refused, Revision, Row, SqlProjector, StreamName,
+    Transaction,
 };
 use changeover_testkit::{Database, eventually};
 use serde::{Deserialize, Serialize};
@@ -104,18 +105,22 @@ async fn a_row_that_was_deleted_after_the_snapshot_does_not_come_back() {
 async fn a_transaction_that_lost_a_race_for_a_stream_is_not_said_to_be_intact() {
     let database = Database::fresh().await;
     let changeover = instance(&database, Configuration::new()).await;
-    let (mut first, mut second) = (changeover.pool().get().await.unwrap(), changeover.pool().get().await.unwrap());
+    let (mut first, mut second) =
+        (changeover.pool().get().await.unwrap(), changeover.pool().get().await.unwrap());
     let (winner, loser) = (first.transaction().await.unwrap(), second.transaction().await.unwrap());
     changeover.append_in(&winner, &stream("fought"), Expected::NoStream, &[placed("Ada")]).await.unwrap();
     changeover.append_in(&loser, &stream("own"), Expected::NoStream, &[placed("Bob")]).await.unwrap();
 
     let fought = stream("fought");
-    let (lost, _) = tokio::join!(changeover.append_in(&loser, &fought, Expected::NoStream, &[OrderEvent::Paid]), async {
-        let observer = database.client().await;
-        let waiting = "SELECT FROM pg_locks WHERE NOT granted";
-        eventually(PATIENCE, || async { !observer.query(waiting, &[]).await.unwrap().is_empty() }).await;
-        winner.commit().await.unwrap();
-    });
+    let (lost, ()) = tokio::join!(
+        changeover.append_in(&loser, &fought, Expected::NoStream, &[OrderEvent::Paid]),
+        async {
+            let observer = database.client().await;
+            let waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            eventually(PATIENCE, || async { !observer.query(waiting, &[]).await.unwrap().is_empty() }).await;
+            winner.commit().await.unwrap();
+        }
+    );
     // Whoever is told of a conflict may go on and commit: then the transaction must not be broken.
     let lost = lost.unwrap_err();
     assert!(matches!(lost, AppendError::Contended { .. }) && lost.is_retryable(), "{lost}");
@@ -152,7 +157,7 @@ async fn an_abort_at_the_very_moment_of_the_mark_leaves_nothing_in_the_middle() 
     let waiting = |count: usize| {
         let observer = &observer;
         eventually(PATIENCE, move || async move {
-            let waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+            let waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
             observer.query(waiting, &[]).await.unwrap().len() == count
         })
     };
@@ -170,7 +175,8 @@ async fn an_abort_at_the_very_moment_of_the_mark_leaves_nothing_in_the_middle() 
     assert_eq!(aborting.await.unwrap().unwrap(), [activation]);
     let ended = activating.await.unwrap().unwrap_err();
     assert!(matches!(ended, ActivateError::Ended { .. }), "{ended}");
-    let middle = "SELECT FROM changeover.projector_states WHERE state = 'activating' OR activation IS NOT NULL";
+    let middle =
+        "SELECT FROM changeover.projector_states WHERE state = 'activating' OR activation IS NOT NULL";
     assert_eq!(observer.query(middle, &[]).await.unwrap().len(), 0);
     old.append(&stream("a"), Expected::Any, &[OrderEvent::Paid]).await.unwrap();
 }
@@ -208,7 +214,8 @@ async fn who_waits_for_an_activation_holds_up_nobody_whom_the_activation_waits_f
     let database = Database::fresh().await;
     let configuration = || Configuration::new().fold(InlineOrders1).unwrap();
     // Not started, so they learn of the activation only when they append.
-    let (one, other) = (instance(&database, configuration()).await, instance(&database, configuration()).await);
+    let (one, other) =
+        (instance(&database, configuration()).await, instance(&database, configuration()).await);
     for (instance, name) in [(&one, "a"), (&other, "b")] {
         instance.append(&stream(name), Expected::Any, &[placed("Ada")]).await.unwrap();
     }
@@ -217,25 +224,31 @@ async fn who_waits_for_an_activation_holds_up_nobody_whom_the_activation_waits_f
     let (in_flight, late) = (in_flight.transaction().await.unwrap(), late.transaction().await.unwrap());
     one.append_in(&in_flight, &stream("a"), Expected::Any, &[OrderEvent::Paid]).await.unwrap();
 
-    let (paused, mut pauses) = tokio::sync::mpsc::unbounded_channel();
+    let (pause_began, mut pause) = tokio::sync::mpsc::unbounded_channel();
     let activating = tokio::spawn(async move {
         let progress = |progress| {
             if let ActivationProgress::Paused = progress {
-                paused.send(()).unwrap();
+                pause_began.send(()).unwrap();
             }
         };
         new.activate(&ActivateOptions::default(), &progress).await
     });
-    pauses.recv().await.unwrap();
+    pause.recv().await.unwrap();
     let observer = database.client().await;
     let fought = stream("fought");
     let events = [placed("Bob")];
     let waiting = other.append_in(&late, &fought, Expected::Any, &events);
     let in_flight = async {
-        let asked = "SELECT FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '-- holds_lease%'";
+        let asked = "SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND state = 'idle in transaction' AND query LIKE '-- holds_lease%'";
         eventually(PATIENCE, || async { !observer.query(asked, &[]).await.unwrap().is_empty() }).await;
         // The activation waits for this transaction, so this one may wait for nobody who waits for the activation.
-        let refused = one.append_in(&in_flight, &fought, Expected::Any, &[placed("Eve")]).await.unwrap_err();
+        let events = [placed("Eve")];
+        let appending = one.append_in(&in_flight, &fought, Expected::Any, &events);
+        let refused = tokio::time::timeout(Duration::from_secs(1), appending)
+            .await
+            .expect("it need not wait")
+            .unwrap_err();
         assert!(matches!(refused, AppendError::Refused(Refused::ProjectorIsActivating { .. })), "{refused}");
         in_flight.commit().await.unwrap();
         activating.await.unwrap().unwrap()
@@ -244,4 +257,38 @@ async fn who_waits_for_an_activation_holds_up_nobody_whom_the_activation_waits_f
     assert!(activated.pause_ms < 1_500.0, "{activated:?}");
     let refused = waited.unwrap_err();
     assert!(matches!(refused, AppendError::Refused(Refused::NewerProjectorIsActive { .. })), "{refused}");
+}
+
+#[tokio::test]
+async fn an_append_that_was_given_up_while_it_waited_keeps_no_other_from_the_pool() {
+    let database = Database::fresh().await;
+    let changeover = instance(&database, Configuration::new().fold(InlineOrders1).unwrap()).await;
+    let fought = stream("fought");
+    changeover.append(&fought, Expected::Any, &[placed("Ada")]).await.unwrap();
+    let mut client = changeover.pool().get().await.unwrap();
+    let tx = client.transaction().await.unwrap();
+    changeover.append_in(&tx, &fought, Expected::Any, &[OrderEvent::Paid]).await.unwrap();
+
+    // It waits for the transaction above, and is given up meanwhile.
+    let observer = database.client().await;
+    tokio::select! {
+        appended = changeover.append(&fought, Expected::Any, &[OrderEvent::Cancelled]) => panic!("{appended:?}"),
+        () = eventually(PATIENCE, || async {
+            let waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            !observer.query(waiting, &[]).await.unwrap().is_empty()
+        }) => {}
+    }
+    let read = changeover.read_stream::<OrderEvent>(&fought, Revision::default(), 10);
+    let read = tokio::time::timeout(Duration::from_secs(2), read).await.expect("reading waits for nobody");
+    assert_eq!(read.unwrap().len(), 1);
+    tx.commit().await.unwrap();
+
+    // Nothing of it is left, neither events nor locks.
+    let locks = "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+        WHERE d.datname = current_database() AND l.locktype = 'advisory'";
+    eventually(PATIENCE, || async { observer.query(locks, &[]).await.unwrap().is_empty() }).await;
+    assert_eq!(
+        changeover.read_stream::<OrderEvent>(&fought, Revision::default(), 10).await.unwrap().len(),
+        2
+    );
 }

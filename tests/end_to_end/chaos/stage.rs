@@ -112,14 +112,18 @@ impl<'d> Stage<'d> {
             let active = self.active().await;
             let next = active % RELEASES + 1;
             self.staff(active, next);
-            self.see_through(&[self.operator(next, "undisturbed", 0, 0)]).await;
+            let name = "undisturbed".to_owned();
+            let role =
+                Role::Operator { name, pause_limit_ms: 2_000, linger_paused_ms: 0, linger_drained_ms: 0 };
+            self.see_through(&[self.play(next, role)]).await;
         }
     }
 
     /// Old and new instances side by side; the ones of neither release go.
     fn staff(&self, active: u64, next: u64) {
         let mut actors = self.actors();
-        let of = |release: u64, actors: &[Actor]| actors.iter().filter(|actor| actor.release == release).count();
+        let of =
+            |release: u64, actors: &[Actor]| actors.iter().filter(|actor| actor.release == release).count();
         while actors.len() >= INSTANCES {
             let stale = actors.iter().position(|actor| ![active, next].contains(&actor.release));
             let Some(stale) = stale.filter(|at| actors[*at].frozen_until.is_none()) else { break };
@@ -216,11 +220,13 @@ impl<'d> Stage<'d> {
                 _ => {}
             }
         }
-        self.thaw(Instant::now() + Duration::from_secs(3_600));
+        self.thaw(Instant::now() + Duration::from_hours(1));
     }
 
     fn thaw(&self, now: Instant) {
-        for actor in self.actors().iter_mut().filter(|actor| actor.frozen_until.is_some_and(|until| until <= now)) {
+        for actor in
+            self.actors().iter_mut().filter(|actor| actor.frozen_until.is_some_and(|until| until <= now))
+        {
             actor.process.thaw().expect("it goes on");
             actor.frozen_until = None;
         }
@@ -251,7 +257,7 @@ impl<'d> Stage<'d> {
 
     /// Lets everybody finish or kills them, then lets one instance of the active release catch up.
     pub(crate) async fn settle(&self) {
-        self.thaw(Instant::now() + Duration::from_secs(3_600));
+        self.thaw(Instant::now() + Duration::from_hours(1));
         // Those that were frozen are to wake up after the switch, so they get some time.
         sleep(Duration::from_millis(500)).await;
         for actor in self.actors().iter() {
@@ -263,7 +269,10 @@ impl<'d> Stage<'d> {
         }
         let client = self.database.client().await;
         let in_flight = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
-        eventually(PATIENCE, || async { client.query_one(in_flight, &[]).await.unwrap().get::<_, i64>(0) == 0 }).await;
+        eventually(PATIENCE, || async {
+            client.query_one(in_flight, &[]).await.unwrap().get::<_, i64>(0) == 0
+        })
+        .await;
 
         let active = self.active().await;
         self.enter(active, 0);
@@ -276,7 +285,10 @@ impl<'d> Stage<'d> {
                  ON c.projector = s.projector AND c.major = split_part(s.version, '.', 1)::bigint
                WHERE s.state = 'active' AND NOT c.inline
                  AND c.position < (SELECT last_value FROM changeover.event_position))";
-        eventually(PATIENCE, || async { client.query_one(unsettled, &[]).await.unwrap().get::<_, i64>(0) == 0 }).await;
+        eventually(PATIENCE, || async {
+            client.query_one(unsettled, &[]).await.unwrap().get::<_, i64>(0) == 0
+        })
+        .await;
         for actor in self.actors().drain(..) {
             actor.process.kill_9().expect("it is killed");
         }

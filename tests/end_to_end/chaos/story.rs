@@ -5,13 +5,26 @@ use serde::{Deserialize, Serialize};
 /// What happens in the shop. Many streams feed the rows of one customer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum ShopEvent {
-    Placed { customer: i64, cents: i64 },
-    ItemAdded { customer: i64, cents: i64 },
+    Placed {
+        customer: i64,
+        cents: i64,
+    },
+    ItemAdded {
+        customer: i64,
+        cents: i64,
+    },
     /// Touches the rows of two customers.
-    Moved { from: i64, to: i64 },
-    Cancelled { customer: i64 },
+    Moved {
+        from: i64,
+        to: i64,
+    },
+    Cancelled {
+        customer: i64,
+    },
     /// Deletes the customer's rows, until something creates them again.
-    Closed { customer: i64 },
+    Closed {
+        customer: i64,
+    },
 }
 
 /// Attached to every event.
@@ -68,11 +81,11 @@ pub(crate) fn projectors(release: u64) -> Vec<(&'static str, u64, u64)> {
         // A background SQL projector that is taken over in place.
         ("totals", 1, release),
     ];
-    if release % 2 == 0 {
+    if release.is_multiple_of(2) {
         // Comes and goes.
         projectors.push(("trails", 1, 0));
     }
-    if release % 3 == 0 {
+    if release.is_multiple_of(3) {
         // Inline SQL: comes and goes too.
         projectors.push(("ledger", 1, 0));
     }

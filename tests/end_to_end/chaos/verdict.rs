@@ -24,10 +24,14 @@ pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) {
     let tables = tables_wrong(&client, &events, &mut wrongs).await;
     let checkpoints = checkpoints_wrong(&client).await;
 
-    let acknowledged = history.writes.iter().filter(|write| matches!(write.fate, Fate::Acknowledged { .. })).count();
+    let acknowledged =
+        history.writes.iter().filter(|write| matches!(write.fate, Fate::Acknowledged { .. })).count();
     let unknown = history.writes.iter().filter(|write| write.fate == Fate::Unknown).count();
     let outcomes = client
-        .query("SELECT coalesce(outcome, 'open'), count(*) FROM changeover.activations GROUP BY 1 ORDER BY 1", &[])
+        .query(
+            "SELECT coalesce(outcome, 'open'), count(*) FROM changeover.activations GROUP BY 1 ORDER BY 1",
+            &[],
+        )
         .await
         .expect("the activations");
     let outcomes: Vec<String> =
@@ -45,7 +49,8 @@ pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) {
         .await
         .expect("the activations");
     for row in failures {
-        let (id, by, outcome, error): (i64, &str, &str, &str) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let (id, by, outcome, error): (i64, &str, &str, &str) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
         println!("  activation {id} ({by}) {outcome}: {error}");
     }
     let mut said: Vec<String> = wrongs.iter().map(ToString::to_string).collect();
@@ -87,24 +92,25 @@ async fn history(client: &Client, journals: &Path) -> (History, Vec<Event>) {
 
 fn read_journal(path: &Path, history: &mut History) {
     let writer = path.file_stem().and_then(|stem| stem.to_str()).expect("a name").to_owned();
-    let mut writes: BTreeMap<u64, Write> = BTreeMap::new();
+    let mut appends: BTreeMap<u64, Write> = BTreeMap::new();
     let mut read = Vec::new();
     for line in std::fs::read_to_string(path).expect("a journal").lines() {
         match serde_json::from_str(line).expect("a line") {
             Line::Intends { number, transaction, stream, events } => {
                 let append = AppendId { writer: writer.clone(), number };
-                writes.insert(number, Write { append, transaction, stream, events, fate: Fate::Unknown });
+                appends.insert(number, Write { append, transaction, stream, events, fate: Fate::Unknown });
             }
             Line::Acknowledged { number, positions, revision, .. } => {
-                writes.get_mut(&number).expect("an intent").fate = Fate::Acknowledged { positions, revision };
+                appends.get_mut(&number).expect("an intent").fate =
+                    Fate::Acknowledged { positions, revision };
             }
             Line::NotAppended { number, .. } => {
-                writes.get_mut(&number).expect("an intent").fate = Fate::NotAppended;
+                appends.get_mut(&number).expect("an intent").fate = Fate::NotAppended;
             }
             Line::Read { positions } => read.extend(positions),
         }
     }
-    history.writes.extend(writes.into_values());
+    history.writes.extend(appends.into_values());
     history.readings.push(read);
 }
 
@@ -221,7 +227,9 @@ fn expectations(projector: &str) -> Vec<Expectation> {
         "customers" => vec![accounts],
         "trails" => vec![("trails", "stream", "concat_ws('|', events, digest)", trails)],
         "totals" => {
-            vec![("sales", "customer::text", "concat_ws('|', events, cents, digest)", |events| sales(events, 2))]
+            vec![("sales", "customer::text", "concat_ws('|', events, cents, digest)", |events| {
+                sales(events, 2)
+            })]
         }
         "ledger" => {
             vec![("sales", "customer::text", "concat_ws('|', events, cents, digest)", |events| {
@@ -246,7 +254,8 @@ async fn tables_wrong(client: &Client, events: &[Event], wrongs: &mut Vec<Wrong>
         let seen = &events[..events.partition_point(|event| event.position <= up_to)];
         for (table, key, columns, fold) in expectations(projector) {
             let table = format!("{projector}_v{major}.{table}");
-            let rows = client.query(&format!("SELECT {key}, {columns} FROM {table}"), &[]).await.expect("the rows");
+            let rows =
+                client.query(&format!("SELECT {key}, {columns} FROM {table}"), &[]).await.expect("the rows");
             let found: Rows = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
             wrongs.extend(rows_wrong(&table, &fold(seen), &found));
             tables += 1;
@@ -295,7 +304,8 @@ async fn checkpoints_wrong(client: &Client) -> Vec<String> {
     for row in &rows {
         let (projector, major, position): (&str, i64, i64) = (row.get(0), row.get(1), row.get(2));
         let (inline, state, delivery): (bool, &str, &str) = (row.get(3), row.get(4), row.get(5));
-        let mut wrong = |what: String| wrongs.push(format!("{projector} {} ({state}): {what}", row.get::<_, &str>(6)));
+        let mut wrong =
+            |what: String| wrongs.push(format!("{projector} {} ({state}): {what}", row.get::<_, &str>(6)));
         if let Some(error) = row.get::<_, Option<&str>>(7) {
             wrong(format!("stalled: {error}"));
         }

@@ -48,7 +48,29 @@ struct Shown {
 struct Replay {
     pace: Pace,
     bar: Option<ProgressBar>,
-    said: Option<Instant>,
+    /// The newest line, until it is said.
+    line: Option<String>,
+    /// What was said last, and when.
+    said: Option<(String, Instant)>,
+}
+
+impl Shown {
+    /// Says how far the replays have come, before anything else is said.
+    fn catch_up(&mut self) {
+        for replay in self.replays.values_mut() {
+            replay.say();
+        }
+    }
+}
+
+impl Replay {
+    fn say(&mut self) {
+        let Some(line) = self.line.take() else { return };
+        if self.said.as_ref().is_none_or(|(said, _)| *said != line) {
+            to_stderr(&line);
+            self.said = Some((line, Instant::now()));
+        }
+    }
 }
 
 impl Progress {
@@ -72,15 +94,16 @@ impl Progress {
         let replay = shown.replays.entry(progress.projector.clone()).or_default();
         replay.pace.push(progress);
         let name = format!("{} {}", progress.projector, progress.version);
+        let (position, horizon) = (progress.position.get(), progress.horizon.get());
+        let pace = words(progress, &replay.pace);
+        let line =
+            format!("replaying {name}: at {} of {}, {pace}\n", thousands(position), thousands(horizon));
+        replay.line = Some(line);
         match self.style {
             Style::Silent => {}
             Style::Lines => {
-                if replay.said.is_none_or(|said| said.elapsed() >= EVERY) {
-                    replay.said = Some(Instant::now());
-                    let (position, horizon) =
-                        (thousands(progress.position.get()), thousands(progress.horizon.get()));
-                    let pace = words(progress, &replay.pace);
-                    to_stderr(&format!("replaying {name}: at {position} of {horizon}, {pace}\n"));
+                if replay.said.as_ref().is_none_or(|(_, at)| at.elapsed() >= EVERY) {
+                    replay.say();
                 }
             }
             Style::Bars => {
@@ -89,9 +112,9 @@ impl Progress {
                     let style = style.expect("BUG: a constant template must parse");
                     bars().add(ProgressBar::new(0)).with_style(style).with_prefix(name)
                 });
-                bar.set_length(number(progress.horizon.get()));
-                bar.set_position(number(progress.position.get()));
-                bar.set_message(words(progress, &replay.pace));
+                bar.set_length(number(horizon));
+                bar.set_position(number(position));
+                bar.set_message(pace);
             }
         }
     }
@@ -134,6 +157,7 @@ impl Progress {
                 let lately =
                     shown.said.as_ref().is_some_and(|(said, at)| said == what && at.elapsed() < interval);
                 if !lately {
+                    shown.catch_up();
                     to_stderr(&format!("{text}\n"));
                     shown.said = Some((what.to_owned(), Instant::now()));
                 }
@@ -151,13 +175,14 @@ impl Progress {
 }
 
 impl Drop for Progress {
+    /// Bars go, the last line stays: how far it came, also where it ended with an error.
     fn drop(&mut self) {
-        let shown = self.shown();
-        for bar in shown.replays.values().filter_map(|replay| replay.bar.as_ref()) {
-            bar.abandon();
-        }
-        if let Some(bar) = &shown.waiting {
+        let mut shown = self.shown();
+        for bar in shown.replays.values().filter_map(|replay| replay.bar.as_ref()).chain(&shown.waiting) {
             bar.finish_and_clear();
+        }
+        if self.style != Style::Silent {
+            shown.catch_up();
         }
     }
 }

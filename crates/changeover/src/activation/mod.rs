@@ -119,7 +119,8 @@ pub struct Activated {
     pub feed_ms: f64,
 }
 
-/// Why an activation did not happen. The configuration that was active before is active still.
+/// Why an activation did not happen. But for [`Unknown`](Self::Unknown), the configuration that was active before is active
+/// still.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ActivateError {
@@ -281,7 +282,7 @@ async fn before(core: &Core, client: &Client) -> Result<Registry, ActivateError>
 
 async fn perform(
     core: &Core,
-    mut client: Client,
+    client: Client,
     options: &ActivateOptions,
     plan: Plan,
     registry: &Registry,
@@ -290,7 +291,7 @@ async fn perform(
     let change = Change::of(&plan, core);
     let activation = start(core, &client, options, &change, registry).await?;
     on_progress(ActivationProgress::Started { activation: activation.id });
-    let paused = match prepare::prepare(core, &mut client, options, &plan, on_progress).await {
+    let paused = match prepare::prepare(core, &client, options, &plan, on_progress).await {
         Ok(()) if plan.needs_no_pause() => pause::switch_patches(core, &client, activation, &change).await,
         Ok(()) => pause::pause(core, &client, options, activation, &change, on_progress).await,
         // Whoever activated or retired it meanwhile is worth more than how that showed.

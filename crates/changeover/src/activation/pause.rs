@@ -136,7 +136,7 @@ async fn feed(
                 permit = Permit { generation: seen, until: Some(deadline(core, client, activation).await?) };
             }
             Stepped::Stalled(error) => {
-                let (projector, version) = (fed.target.projector.clone(), fed.target.version.clone());
+                let (projector, version) = fed.id();
                 return Err(ReplayError::Stalled { projector, version, error }.into());
             }
         }

@@ -19,7 +19,7 @@ const POLL: std::time::Duration = std::time::Duration::from_millis(200);
 /// Everything that can be done while everybody writes.
 pub(super) async fn prepare(
     core: &Core,
-    client: &mut Client,
+    client: &Client,
     options: &ActivateOptions,
     plan: &Plan,
     on_progress: OnActivation<'_>,

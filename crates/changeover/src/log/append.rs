@@ -50,7 +50,8 @@ pub enum AppendError {
     Refused(#[from] Refused),
     /// The stream is not where the writer believed it to be.
     #[error(
-        "stream {stream:?}: expected {expected}, found revision {found} or newer; read it again and decide anew"
+        "stream {:?}: expected {expected}, found revision {found} or newer; read it again and decide anew",
+        .stream.as_str()
     )]
     Conflict {
         /// The stream.
@@ -82,7 +83,8 @@ pub enum AppendError {
     },
     /// Another writer of the stream kept winning. The transaction is to be rolled back, and may be run again.
     #[error(
-        "stream {stream:?}: another writer appended at the same moment; roll the transaction back and run it again"
+        "stream {:?}: another writer appended at the same moment; roll the transaction back and run it again",
+        .stream.as_str()
     )]
     Contended {
         /// The stream.
@@ -97,6 +99,18 @@ pub enum AppendError {
         /// The projector.
         projector: ProjectorName,
     },
+    /// The connection was lost before the outcome was known: the events are in the log, or none of them is.
+    #[error(
+        "the connection was lost while events were appended to stream {:?}: read the stream to know whether they are there",
+        .stream.as_str()
+    )]
+    Unknown {
+        /// The stream.
+        stream: StreamName,
+        /// How the connection was lost.
+        #[source]
+        source: StoreError,
+    },
     /// The database did not do as asked. The transaction is to be rolled back.
     #[error("the database refused the append")]
     Store(#[from] StoreError),
@@ -110,7 +124,7 @@ impl AppendError {
             Self::Contended { .. } | Self::StaleSnapshot { .. } => true,
             Self::Store(error) => error.is_retryable(),
             Self::Projector { source, .. } => source.is_retryable(),
-            Self::Conflict { .. } | Self::Encode(_) | Self::TooLarge { .. } => false,
+            Self::Conflict { .. } | Self::Encode(_) | Self::TooLarge { .. } | Self::Unknown { .. } => false,
         }
     }
 }
@@ -254,8 +268,18 @@ impl Appending<'_> {
         Ok(self.store.query_one(tx, &self.store.sql.holds_lease, &[]).await?.get("held"))
     }
 
-    /// In a transaction of its own: one round trip, two where any revision will do, three with inline folds.
+    /// In a transaction of its own. Whether it was committed is not known where the connection is lost.
     pub(crate) async fn alone(&self, client: &mut Client) -> Result<Appended, AppendError> {
+        self.alone_or_lost(client).await.map_err(|error| match error {
+            AppendError::Store(source) if source.is_disconnect() => {
+                AppendError::Unknown { stream: self.stream.clone(), source }
+            }
+            error => error,
+        })
+    }
+
+    /// One round trip, two where any revision will do, three with inline folds.
+    async fn alone_or_lost(&self, client: &mut Client) -> Result<Appended, AppendError> {
         loop {
             let decided = self.decider.admit(self.activation_wait).await?;
             let (between, in_transaction) = self.needs(&decided);
@@ -336,8 +360,8 @@ impl Appending<'_> {
         let locks = async {
             // The stream before the keys, as in every append.
             let (stream, keys) = join(
-                optional(lock_stream.as_ref(), on, &[&stream]),
-                optional(lock_keys.as_ref(), on, &[&buckets]),
+                optional(lock_stream.as_ref(), on, &[&stream, &decided.generation]),
+                optional(lock_keys.as_ref(), on, &[&buckets, &decided.generation]),
             )
             .await;
             stream.and(keys)
@@ -533,6 +557,12 @@ impl<'d> Inline<'d> {
             decoded.place(&placed);
             let own = loaded.by_ref().take(decoded.loads().len()).collect();
             decoded.apply(on, appending.store, own).await.map_err(|source| failed(registered, source))?;
+            if registered.projector.needs_transaction() {
+                // A projector that lets an error of the database pass leaves a broken transaction, whose commit would
+                // report no error. Any statement tells.
+                let alive = appending.store.query_one(on, &appending.store.sql.holds_lease, &[]).await;
+                alive.map_err(|source| failed(registered, ProjectError::Store(source)))?;
+            }
         }
         Ok(())
     }

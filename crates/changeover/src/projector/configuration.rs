@@ -43,7 +43,8 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// Without projectors: a process that appends, but derives nothing.
+    /// Without projectors. A process that has none may append as long as none is active; later it is refused, as one that
+    /// does not know them.
     pub fn new() -> Self {
         Self::default()
     }

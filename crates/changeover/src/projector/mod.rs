@@ -7,11 +7,13 @@ pub(crate) mod sql;
 
 use futures_util::future::BoxFuture;
 use postgres_types::ToSql;
+use semver::Version;
 use tokio_postgres::Row;
 
 use crate::store::statements::Sql;
 use crate::store::{On, StoreError};
 use crate::words::event::RawEvent;
+use crate::words::names::ProjectorName;
 use crate::words::plan::Target;
 use crate::words::position::Position;
 
@@ -175,6 +177,11 @@ impl std::fmt::Debug for Registered {
 }
 
 impl Registered {
+    /// The projector and its version.
+    pub(crate) fn id(&self) -> (ProjectorName, Version) {
+        (self.target.projector.clone(), self.target.version.clone())
+    }
+
     /// The major version, as the database keeps it.
     pub(crate) fn major(&self) -> i64 {
         i64::try_from(self.target.version.major).unwrap_or(i64::MAX)

@@ -27,10 +27,9 @@ use crate::words::position::Position;
 use crate::words::state::Delivery;
 
 /// How often a batch is tried before its projector is stalled, and how long the first pause between two tries is; it
-/// doubles each time, up to the limit.
+/// doubles each time.
 const TRIES: u32 = 5;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
 /// How long a projector waits before it looks again whether it may be fed at all.
 const REFUSED_POLL: Duration = Duration::from_millis(500);
@@ -189,7 +188,7 @@ impl Failures {
                 }
             }
         }
-        Some(MAX_BACKOFF.min(FIRST_BACKOFF * 2_u32.pow(self.tries.saturating_sub(1).min(10))))
+        Some(FIRST_BACKOFF * 2_u32.pow(self.tries.saturating_sub(1).min(TRIES)))
     }
 
     async fn stall(

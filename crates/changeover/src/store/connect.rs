@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 use tracing::debug;
 
@@ -62,12 +63,11 @@ pub(crate) async fn probe(config: &Config) -> Result<Path, StoreError> {
     asking.options(format!("{options}-c changeover.direct=on"));
     let client = match single(&asking).await {
         Ok(client) => client,
-        Err(refused) => {
-            // It may have been the setting or anything else: without the setting we see which.
-            single(config).await?;
+        Err(StoreError::Database(refused)) if refused.code() == Some(&SqlState::PROTOCOL_VIOLATION) => {
             debug!(%refused, "the server's side refuses start-up settings: a pooler");
             return Ok(Path::Pooled);
         }
+        Err(error) => return Err(error),
     };
     let row = client.query_typed_one("SELECT current_setting('changeover.direct', true)", &[]).await?;
     Ok(match row.get::<_, Option<&str>>(0) {

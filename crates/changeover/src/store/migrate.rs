@@ -110,6 +110,10 @@ async fn lock<'a>(
     schema: &SchemaName,
 ) -> Result<tokio_postgres::Transaction<'a>, MigrateError> {
     let lock = locker.transaction().await.map_err(StoreError::from)?;
+    // It sits there for as long as the migrations take.
+    lock.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        .await
+        .map_err(StoreError::from)?;
     let key = format!("changeover migrations of {schema}");
     let started = tokio::time::Instant::now();
     loop {
@@ -128,6 +132,8 @@ async fn lock<'a>(
             let holder = lock_holder(&lock, &key).await?;
             return Err(MigrateError::Locked { schema: schema.clone(), holder, after: waited });
         }
+        // A transaction for each try: a CREATE INDEX CONCURRENTLY that saw one in the middle of it waits for its end.
+        lock.batch_execute("ROLLBACK; BEGIN").await.map_err(StoreError::from)?;
         tokio::time::sleep(LOCK_POLL).await;
     }
 }

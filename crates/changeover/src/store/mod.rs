@@ -114,6 +114,45 @@ pub(crate) async fn read_committed(client: &mut Client) -> Result<Transaction<'_
     Ok(client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?)
 }
 
+/// How long a connection may take to answer what nobody waits for any more, before it is closed instead.
+const UNANSWERED_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection that goes back to the pool only once the server has answered everything that was sent on it.
+///
+/// An append that was given up halfway may be waiting for a lock. Whoever took its connection next would wait along, perhaps
+/// for a lock of their own.
+pub(crate) struct Lent {
+    client: Option<Client>,
+}
+
+impl Lent {
+    pub(crate) fn client(&mut self) -> &mut Client {
+        self.client.as_mut().expect("BUG: given back only in the end")
+    }
+
+    /// Gives it back. To be called when the work is done, however it went.
+    pub(crate) fn give_back(mut self) {
+        drop(self.client.take());
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(client) = self.client.take() else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            drop(Client::take(client));
+            return;
+        };
+        runtime.spawn(async move {
+            // Answered after everything before it.
+            let answered = tokio::time::timeout(UNANSWERED_LIMIT, client.batch_execute("")).await;
+            if !matches!(answered, Ok(Ok(()))) {
+                drop(Client::take(client));
+            }
+        });
+    }
+}
+
 /// Where a statement runs.
 #[derive(Clone, Copy)]
 pub(crate) enum On<'a> {
@@ -189,6 +228,11 @@ impl Store {
     /// A connection from the pool.
     pub(crate) async fn client(&self) -> Result<Client, StoreError> {
         Ok(self.pool.get().await?)
+    }
+
+    /// A connection from the pool for work that its caller may give up halfway.
+    pub(crate) async fn lent(&self) -> Result<Lent, StoreError> {
+        Ok(Lent { client: Some(self.client().await?) })
     }
 
     /// A connection of its own.

@@ -41,8 +41,8 @@ macro_rules! statements {
 
 statements! {
     append(INT8, TEXT, INT8, TEXT_ARRAY, JSON_ARRAY, JSON_ARRAY);
-    lock_stream(TEXT);
-    lock_keys(INT4_ARRAY);
+    lock_stream(TEXT, INT8);
+    lock_keys(INT4_ARRAY, INT8);
     holds_lease();
     horizon();
     in_flight();

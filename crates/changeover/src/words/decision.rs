@@ -77,6 +77,16 @@ pub enum Refused {
         "no configuration is active and this instance may not assume its own: run activate-configuration"
     )]
     NoConfigurationIsActive,
+    /// The first instance ever could not create the tables of a projector.
+    #[error("{projector} {version} cannot be made active, as the first version ever: {reason}")]
+    CannotBeRegistered {
+        /// The projector.
+        projector: ProjectorName,
+        /// The version that this instance registered.
+        version: Version,
+        /// What went wrong.
+        reason: String,
+    },
     /// An inline projector has no history, the log has: assuming it active would leave its rows silently incomplete.
     #[error(
         "{projector} {version} is inline and was never activated, and the log already holds events: run activate-configuration"
@@ -104,6 +114,7 @@ impl Refused {
             Self::ProjectorIsActivating { .. } => "ProjectorIsActivating",
             Self::NoConfigurationIsActive => "NoConfigurationIsActive",
             Self::HistoryIsMissing { .. } => "HistoryIsMissing",
+            Self::CannotBeRegistered { .. } => "CannotBeRegistered",
         }
     }
 }
@@ -155,25 +166,26 @@ pub fn decide(ours: &Versions, states: &[VersionState]) -> Verdict {
     if states.is_empty() {
         return Verdict::Empty;
     }
-    unknown(ours, states)
+    let unknown = |state| unknown(ours, states, state);
+    // A release that also adds a projector makes its predecessors retire like any other release; and while it is being
+    // switched to, they wait for the outcome like for any other.
+    unknown(ProjectorState::Active)
+        .map(|unknown| newer(ours, states).unwrap_or(unknown))
         .or_else(|| activating(ours, states))
+        .or_else(|| unknown(ProjectorState::Activating))
         .or_else(|| newer(ours, states))
         .or_else(|| older(ours, states))
         .map_or_else(|| admitted(ours, states), Verdict::Refused)
 }
 
-fn unknown(ours: &Versions, states: &[VersionState]) -> Option<Refused> {
-    states
-        .iter()
-        .find(|row| {
-            matches!(row.state, ProjectorState::Active | ProjectorState::Activating)
-                && !ours.contains_key(&row.projector)
-        })
-        .map(|row| Refused::UnknownProjectorIsActive {
+fn unknown(ours: &Versions, states: &[VersionState], state: ProjectorState) -> Option<Refused> {
+    states.iter().find(|row| row.state == state && !ours.contains_key(&row.projector)).map(|row| {
+        Refused::UnknownProjectorIsActive {
             projector: row.projector.clone(),
             version: row.version.clone(),
             state: row.state,
-        })
+        }
+    })
 }
 
 fn activating(ours: &Versions, states: &[VersionState]) -> Option<Refused> {
@@ -313,6 +325,11 @@ mod tests {
         check(&["b 2.0.0 active", "a 0.1.0 active"], "NewerProjectorIsActive");
         check(&["a 2.0.0 active", "b 1.0.0 activating"], "ProjectorIsActivating");
         check(&["a 1.0.0 activating", "c 1.0.0 active"], "UnknownProjectorIsActive");
+        // A release with a changed projector and a new one: during its switch, and after.
+        check(&["a 1.0.0 active switching", "c 1.0.0 activating"], "ProjectorIsActivating");
+        check(&["a 2.0.0 active", "c 1.0.0 active"], "NewerProjectorIsActive");
+        check(&["a 0.9.0 active", "c 1.0.0 active"], "UnknownProjectorIsActive");
+        check(&["a 2.0.0 active", "c 1.0.0 activating"], "UnknownProjectorIsActive");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::fingerprint::Fingerprint;
 use super::names::ProjectorName;
 use super::position::Position;
 use super::state::{Delivery, ProjectorState};
-use super::version::{Difference, difference, may_share_rows};
+use super::version::may_share_rows;
 
 /// A projector version of the configuration that is to become active.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,7 +152,7 @@ impl Plan {
     pub(crate) fn needs_no_pause(&self) -> bool {
         self.steps.iter().all(|step| match step {
             Step::Keep { .. } => true,
-            Step::Activate { version, replaces, .. } => difference(version, replaces) == Difference::Patch,
+            Step::Activate { version, replaces, .. } => may_share_rows(version, replaces),
             Step::Replay { .. } | Step::Retire { .. } => false,
         })
     }

@@ -64,6 +64,14 @@ impl Readiness {
         Self { state: ReadyState::Unreachable, reason: format!("the database cannot be reached: {reason}") }
     }
 
+    /// The database answered, but not with states.
+    pub(crate) fn undecided(reason: impl fmt::Display) -> Self {
+        Self {
+            state: ReadyState::Unknown,
+            reason: format!("the projectors' states cannot be read: {reason}"),
+        }
+    }
+
     /// Whether the load balancer may send traffic.
     pub fn is_ready(&self) -> bool {
         self.state == ReadyState::Active
@@ -99,7 +107,8 @@ fn refused_state(refused: &Refused) -> ReadyState {
         Refused::NewerProjectorIsActive { .. } => ReadyState::Retired,
         Refused::OlderProjectorIsActive { .. }
         | Refused::NoConfigurationIsActive
-        | Refused::HistoryIsMissing { .. } => ReadyState::Waiting,
+        | Refused::HistoryIsMissing { .. }
+        | Refused::CannotBeRegistered { .. } => ReadyState::Waiting,
         Refused::UnknownProjectorIsActive { .. } => ReadyState::Unknown,
         Refused::ProjectorIsActivating { .. } => ReadyState::Activating,
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use axum::http::{Method, Request, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -20,9 +20,12 @@ use super::timeline::Timeline;
 
 /// How often everybody is asked how they are.
 const POLL: Duration = Duration::from_millis(50);
+const POLL_WHILE_WAITING: Duration = Duration::from_millis(5);
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a request waits for somebody to be ready.
 const NOBODY_READY: Duration = Duration::from_secs(5);
+/// How long a request that was refused waits for an instance of another release.
+const OTHER_RELEASE_FIRST: Duration = Duration::from_millis(500);
 /// How long a request may take, far beyond what a user would wait for.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How finely requests are counted.
@@ -56,6 +59,7 @@ pub(crate) struct Balancer {
     backends: RwLock<Vec<Arc<Backend>>>,
     turn: AtomicUsize,
     retried: AtomicUsize,
+    waiting: AtomicUsize,
     timeline: Timeline,
     started: Instant,
     slices: Mutex<Vec<[u64; 2]>>,
@@ -70,6 +74,7 @@ impl Balancer {
             backends: RwLock::default(),
             turn: AtomicUsize::new(0),
             retried: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             timeline,
             started: Instant::now(),
             slices: Mutex::default(),
@@ -90,7 +95,7 @@ impl Balancer {
     pub(crate) async fn poll(self: Arc<Self>) {
         loop {
             self.refresh().await;
-            sleep(POLL).await;
+            sleep(if self.waiting.load(Relaxed) > 0 { POLL_WHILE_WAITING } else { POLL }).await;
         }
     }
 
@@ -118,7 +123,6 @@ impl Balancer {
         let mut served = self.request(&first, method, path, body).await?;
         if served.status == StatusCode::SERVICE_UNAVAILABLE {
             self.retried.fetch_add(1, Relaxed);
-            self.refresh().await;
             by = self.pick(Some(&first)).await?;
             served = self.request(&by, method, path, body).await?;
         }
@@ -152,21 +156,40 @@ impl Balancer {
         self.backends.read().expect("nobody panics here").clone()
     }
 
-    /// The next one in turn that is ready. While nobody is, the request waits.
-    async fn pick(&self, not: Option<&Arc<Backend>>) -> Result<Arc<Backend>> {
-        let started = Instant::now();
-        loop {
-            let mut ready = self.backends();
-            ready.retain(|backend| backend.is_ready() && not.is_none_or(|not| !Arc::ptr_eq(not, backend)));
-            if !ready.is_empty() {
-                let turn = self.turn.fetch_add(1, Relaxed) % ready.len();
-                return Ok(ready.swap_remove(turn));
-            }
-            if started.elapsed() > NOBODY_READY {
-                bail!("nobody was ready for {NOBODY_READY:?}");
-            }
-            sleep(Duration::from_millis(5)).await;
+    /// The next one in turn that is ready. While nobody is, the request waits, and everybody is asked more often.
+    async fn pick(&self, refused: Option<&Backend>) -> Result<Arc<Backend>> {
+        if let Some(found) = self.pick_now(refused, Duration::ZERO) {
+            return Ok(found);
         }
+        let started = Instant::now();
+        self.waiting.fetch_add(1, Relaxed);
+        let found = loop {
+            sleep(POLL_WHILE_WAITING).await;
+            let waited = started.elapsed();
+            match self.pick_now(refused, waited) {
+                Some(found) => break Ok(found),
+                None if waited > NOBODY_READY => break Err(anyhow!("nobody was ready for {NOBODY_READY:?}")),
+                None => {}
+            }
+        };
+        self.waiting.fetch_sub(1, Relaxed);
+        found
+    }
+
+    /// Who refused is not asked again. Others of the same release will most likely refuse as well, whatever they said of
+    /// themselves a moment ago: they are asked only if nobody of another release gets ready soon.
+    fn pick_now(&self, refused: Option<&Backend>, waited: Duration) -> Option<Arc<Backend>> {
+        let mut backends = self.backends();
+        if let Some(refused) = refused {
+            backends.retain(|backend| backend.name != refused.name);
+            let others = backends.iter().any(|backend| backend.release != refused.release);
+            if others && waited < OTHER_RELEASE_FIRST {
+                backends.retain(|backend| backend.release != refused.release);
+            }
+        }
+        backends.retain(|backend| backend.is_ready());
+        let turn = self.turn.fetch_add(1, Relaxed);
+        (!backends.is_empty()).then(|| backends.swap_remove(turn % backends.len()))
     }
 
     async fn refresh(&self) {
@@ -206,7 +229,7 @@ impl Balancer {
         });
         let (status, bytes) = answered
             .await
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {REQUEST_TIMEOUT:?}")))
+            .unwrap_or_else(|_| Err(anyhow!("no answer within {REQUEST_TIMEOUT:?}")))
             .with_context(|| format!("{method} {path} to {}", to.name))?;
         Ok(Served { status, body: serde_json::from_slice(&bytes).unwrap_or_default() })
     }

@@ -109,7 +109,7 @@ pub async fn run(arguments: &Arguments) -> Result<Report> {
     balancer.until(1, "active", PATIENCE).await?;
     timeline.say("load", &format!("begins: {} requests/s, writes and reads", arguments.rate));
     let started = Instant::now();
-    let (load, customers) = Load::start(balancer.clone(), ledger.clone(), arguments.rate);
+    let (load, customers) = Load::start(balancer.clone(), ledger.clone(), timeline, arguments.rate);
     let watching = Polling(tokio::spawn(watch(timeline, balancer.clone(), load.clone())));
     sleep(Duration::from_secs_f64(arguments.seconds)).await;
     phases.end("release 1 serves");
@@ -152,6 +152,7 @@ pub async fn run(arguments: &Arguments) -> Result<Report> {
         requests: load.requests(),
         failed: load.failed(),
         retried: balancer.retried() as u64,
+        stale_reads: load.stale_reads(),
         requests_per_sec: per_sec(load.requests(), loaded),
         findings,
         write_pause_ms,

@@ -18,6 +18,9 @@ pub struct Report {
     pub failed: u64,
     /// Requests that the balancer sent a second time, since the first instance answered 503.
     pub retried: u64,
+    /// Reads, sent to the old release in the moment of the switch, that did not show what the same customer had just written
+    /// through the new one.
+    pub stale_reads: u64,
     /// Requests a second while there was load.
     pub requests_per_sec: f64,
     /// What the checker found.
@@ -83,6 +86,7 @@ impl Report {
             ("  served by release 1", release_1.to_string()),
             ("  served by release 2", release_2.to_string()),
             ("  sent a second time after a 503", self.retried.to_string()),
+            ("  that read what was old", self.stale_reads.to_string()),
             ("failed", self.failed.to_string()),
             ("events in the log", events_appended.to_string()),
             ("events projected", events_projected.to_string()),

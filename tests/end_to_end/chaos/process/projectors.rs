@@ -5,8 +5,8 @@
 
 use changeover::semver::Version;
 use changeover::{
-    Batch, BoxError, Configuration, ConfigurationError, Delivery, Fold, FoldProjector, Recorded, Row, SqlProjector,
-    StreamName, Transaction, Type,
+    Batch, BoxError, Configuration, ConfigurationError, Delivery, Fold, FoldProjector, Recorded, Row,
+    SqlProjector, StreamName, Transaction, Type,
 };
 use serde::Deserialize;
 
@@ -85,7 +85,9 @@ impl Fold for Account {
                 Some(Self { orders: row.orders + 1, cents: row.cents + cents, ..row })
             }
             ShopEvent::ItemAdded { cents, .. } => row.map(|row| Self { cents: row.cents + cents, ..row }),
-            ShopEvent::Moved { from, .. } if from == *key => row.map(|row| Self { cents: row.cents - 1, ..row }),
+            ShopEvent::Moved { from, .. } if from == *key => {
+                row.map(|row| Self { cents: row.cents - 1, ..row })
+            }
             ShopEvent::Moved { .. } => {
                 let row = row.unwrap_or_else(new);
                 Some(Self { cents: row.cents + 1, ..row })
@@ -232,10 +234,10 @@ pub(crate) fn configuration(release: u64) -> Result<Configuration, Configuration
         };
     }
     let mut configuration = releases!(1 2 3 4 5 6 7 8 9 10);
-    if release % 2 == 0 {
+    if release.is_multiple_of(2) {
         configuration = configuration.fold(Trails)?;
     }
-    if release % 3 == 0 {
+    if release.is_multiple_of(3) {
         configuration = configuration.sql(Ledger)?;
     }
     let listed = crate::story::projectors(release)

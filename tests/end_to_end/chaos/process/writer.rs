@@ -27,7 +27,8 @@ pub(crate) struct Journal {
 impl Journal {
     pub(crate) fn create(path: &str) -> anyhow::Result<Self> {
         let file = File::options().append(true).create_new(true).open(path)?;
-        let writer = std::path::Path::new(path).file_stem().and_then(|stem| stem.to_str()).expect("a name").to_owned();
+        let writer =
+            std::path::Path::new(path).file_stem().and_then(|stem| stem.to_str()).expect("a name").to_owned();
         Ok(Self { file, writer, number: AtomicU64::new(0) })
     }
 
@@ -194,7 +195,9 @@ impl Writer {
             1 => IsolationLevel::Serializable,
             _ => IsolationLevel::ReadCommitted,
         };
-        let Ok(mut tx) = client.build_transaction().isolation_level(isolation).start().await else { return false };
+        let Ok(mut tx) = client.build_transaction().isolation_level(isolation).start().await else {
+            return false;
+        };
         if self.chance.percent(50) {
             // Takes its snapshot, long before it appends.
             drop(tx.query("SELECT 1", &[]).await);

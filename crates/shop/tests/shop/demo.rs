@@ -1,0 +1,44 @@
+//! The demo in small: the same processes, commands, load and checks; a short log and a few seconds.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use shop::demo::{Arguments, run};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_under_load_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = Arguments {
+        events: 3_000,
+        rate: 100,
+        seconds: 1.0,
+        report: folder.path().join("target/demo.json"),
+        shop: Some(PathBuf::from(env!("CARGO_BIN_EXE_shop"))),
+        silent: true,
+    };
+    let report = run(&arguments).await.unwrap();
+    assert_eq!(report.failed, 0, "{:?}", report.failures);
+    assert!(report.is_clean(), "{:?}", report.findings);
+
+    // Zeros say nothing where nothing happened.
+    let findings = &report.findings;
+    assert!(findings.events_appended > report.events_in_log_before_replay, "{findings:?}");
+    assert!(report.events_in_log_before_replay >= 3_000);
+    assert_eq!(findings.events_appended, findings.events_projected);
+    assert_eq!(findings.read_models.len(), 4);
+    assert!(findings.read_models.iter().all(|model| model.rows > 0), "{findings:?}");
+    assert!(report.activation_pause_ms > 0.0 && report.write_pause_ms > 0.0);
+    let (first, last) = (report.releases.first().unwrap(), report.releases.last().unwrap());
+    assert!(first.release_1 > 0 && first.release_2 == 0, "{first:?}");
+    assert!(last.release_1 == 0 && last.release_2 > 0, "{last:?}");
+    let served: u64 = report.releases.iter().map(|slice| slice.release_1 + slice.release_2).sum();
+    assert_eq!(served, report.requests);
+
+    let written: Value = serde_json::from_slice(&std::fs::read(&arguments.report).unwrap()).unwrap();
+    for zero in ["failed", "lost", "duplicated", "rows_wrong"] {
+        assert_eq!(written[zero], 0, "{zero}");
+    }
+    for figure in ["requests", "events_appended", "events_projected", "write_pause_ms", "releases"] {
+        assert!(!written[figure].is_null(), "{figure}");
+    }
+}
