@@ -269,7 +269,7 @@ async fn old_and_new_code_of_a_patch_both_write_before_and_after() {
                 place(&new, &format!("new-{n}"), 1).await;
             }
         };
-        let (_, activated) = tokio::join!(writing, activate(&new));
+        let ((), activated) = tokio::join!(writing, activate(&new));
         assert_eq!(words(&activated.plan), ["activate orders 1.0.1"]);
         place(&old, "order-2", 1).await;
         let last = place(&new, "order-3", 1).await.last().unwrap();
@@ -391,7 +391,7 @@ async fn an_activation_waits_for_instances_of_the_new_configuration() {
     let note = |progress: ActivationProgress| {
         if let ActivationProgress::WaitingForInstances { seen: now, wanted } = progress {
             seen.lock().unwrap().push((now, wanted));
-            drop(tell.send(()));
+            tell.send(()).unwrap();
         }
     };
     let starting = async {
@@ -486,7 +486,7 @@ async fn an_append_in_flight_finishes_before_the_activation() {
         let (tell, mut paused) = tokio::sync::mpsc::unbounded_channel();
         let note = |progress: ActivationProgress| {
             if phase(&progress) == "paused" {
-                drop(tell.send(()));
+                tell.send(()).unwrap();
             }
         };
         let options = ActivateOptions { pause_limit: SOON, ..hasty() };

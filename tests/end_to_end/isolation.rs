@@ -4,8 +4,8 @@ use changeover::deadpool_postgres::Transaction;
 use changeover::semver::Version;
 use changeover::tokio_postgres::IsolationLevel;
 use changeover::{
-    AppendError, Batch, BoxError, Changeover, Configuration, Delivery, Expected, Fold, FoldProjector, ProjectError,
-    Recorded, Row, SqlProjector, StreamName,
+    AppendError, Batch, BoxError, Changeover, Configuration, Delivery, Expected, Fold, FoldProjector,
+    ProjectError, Recorded, Row, SqlProjector, StreamName,
 };
 use changeover_testkit::Database;
 use serde::{Deserialize, Serialize};
@@ -73,7 +73,10 @@ fn closed() -> AccountEvent {
 }
 
 /// Opens the account elsewhere after the snapshot of a transaction was taken, then closes it in that transaction.
-async fn close_with_an_old_snapshot(changeover: &Changeover, level: IsolationLevel) -> Result<(), AppendError> {
+async fn close_with_an_old_snapshot(
+    changeover: &Changeover,
+    level: IsolationLevel,
+) -> Result<(), AppendError> {
     let mut client = changeover.pool().get().await.unwrap();
     let tx = client.build_transaction().isolation_level(level).start().await.unwrap();
     tx.query_one("SELECT count(*) FROM accounts_v1.accounts", &[]).await.unwrap();
@@ -95,7 +98,10 @@ async fn a_row_that_the_snapshot_is_too_old_to_see_is_not_taken_for_absent() {
     changeover.append(&stream("first"), Expected::Any, &[opened(), closed()]).await.unwrap();
     for level in [IsolationLevel::RepeatableRead, IsolationLevel::Serializable] {
         let refused = close_with_an_old_snapshot(&changeover, level).await.unwrap_err();
-        assert!(matches!(refused, AppendError::StaleSnapshot { .. }) && refused.is_retryable(), "{refused:?}");
+        assert!(
+            matches!(refused, AppendError::StaleSnapshot { .. }) && refused.is_retryable(),
+            "{refused:?}"
+        );
         changeover.append(&stream("closing"), Expected::Any, &[closed()]).await.unwrap();
         assert_eq!(open_accounts(&database).await, 0);
     }
@@ -109,7 +115,8 @@ async fn a_row_that_the_transaction_deleted_itself_is_absent() {
     let changeover = instance(&database, Configuration::new().fold(Accounts).unwrap()).await;
     changeover.append(&stream("first"), Expected::Any, &[opened()]).await.unwrap();
     let mut client = changeover.pool().get().await.unwrap();
-    let tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+    let tx =
+        client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
     for _ in 0..2 {
         changeover.append_in(&tx, &stream("closing"), Expected::Any, &[closed()]).await.unwrap();
     }
@@ -122,7 +129,8 @@ async fn a_projector_with_its_own_sql_is_fed_inline_in_read_committed_alone() {
     let database = Database::fresh().await;
     let changeover = instance(&database, Configuration::new().sql(AccountsInSql).unwrap()).await;
     let mut client = changeover.pool().get().await.unwrap();
-    let tx = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
+    let tx =
+        client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
     let refused = changeover.append_in(&tx, &stream("s"), Expected::Any, &[opened()]).await.unwrap_err();
     assert!(
         matches!(&refused, AppendError::Projector { source: ProjectError::NeedsReadCommitted { .. }, .. }),
@@ -140,7 +148,9 @@ async fn an_append_of_its_own_does_not_depend_on_the_default_isolation_level() {
     let client = database.client().await;
     let name = database.name();
     client
-        .batch_execute(&format!("ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"))
+        .batch_execute(&format!(
+            "ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+        ))
         .await
         .unwrap();
     let changeover = instance(&database, Configuration::new().fold(Accounts).unwrap()).await;

@@ -2,8 +2,8 @@
 
 use changeover::semver::Version;
 use changeover::{
-    Batch, BoxError, Changeover, Configuration, Delivery, Expected, Fold, FoldProjector, Recorded, Row, SqlProjector,
-    StreamName, Transaction, Type,
+    Batch, BoxError, Changeover, Configuration, Delivery, Expected, Fold, FoldProjector, Recorded, Row,
+    SqlProjector, StreamName, Transaction, Type,
 };
 use changeover_testkit::Database;
 use serde::{Deserialize, Serialize};
@@ -120,7 +120,8 @@ impl SqlProjector for Totals {
 
 /// A migrated instance of a configuration on a database.
 pub(crate) async fn instance(database: &Database, configuration: Configuration) -> Changeover {
-    let builder = Changeover::builder(database.config()).application("test", "1.0.0").configuration(configuration);
+    let builder =
+        Changeover::builder(database.config()).application("test", "1.0.0").configuration(configuration);
     builder.migrate().await.unwrap();
     builder.connect().await.unwrap()
 }

@@ -33,6 +33,7 @@
 //! | "caught up" tested against the clock on an idle log | `traps_of_the_log::an_idle_log_is_caught_up` |
 //! | the old version's tables dropped by the next run | `the_tables_of_retired_versions_stay` |
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use changeover::{
@@ -336,7 +337,7 @@ fn everything_said(error: &dyn std::error::Error) -> String {
     let mut said = format!("{error} {error:?}");
     let mut source = error.source();
     while let Some(cause) = source {
-        said.push_str(&format!(" {cause} {cause:?}"));
+        write!(said, " {cause} {cause:?}").unwrap();
         source = cause.source();
     }
     said

@@ -5,7 +5,9 @@ use std::time::Duration;
 use changeover::{ActivateOptions, AppendError, Configuration, Expected, ReadyState, Refused};
 use changeover_testkit::{Database, eventually};
 
-use crate::orders::{InlineOrders1, InlineOrders2, OrderEvent, Orders1, Orders2, Totals, instance, place, stream};
+use crate::orders::{
+    InlineOrders1, InlineOrders2, OrderEvent, Orders1, Orders2, Totals, instance, place, stream,
+};
 
 #[tokio::test]
 async fn old_instances_retire_when_a_newer_configuration_is_activated() {

@@ -47,8 +47,10 @@ pub(crate) fn encode(event: &impl Serialize) -> Result<Encoded, EncodeError> {
 }
 
 pub(crate) fn encode_metadata(metadata: &impl Serialize) -> Result<Box<RawValue>, EncodeError> {
-    let json = serde_json::to_string(metadata)
-        .map_err(|source| EncodeError::Json { event_type: "metadata".to_owned(), source })?;
+    let unfit = |source| EncodeError::Json { event_type: "metadata".to_owned(), source };
+    let json = serde_json::to_string(metadata).map_err(unfit)?;
+    // Readers take it for a value, so it must be one: raw JSON may hold numbers that none can hold.
+    serde_json::from_str::<serde_json::Value>(&json).map_err(unfit)?;
     json_without_nul("metadata", json)
 }
 

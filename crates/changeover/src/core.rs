@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use crate::decider::Decider;
 use crate::projector::configuration::Configuration;
-use crate::store::{Store, StoreError, connect};
+use crate::store::connect::{self, Untouched};
+use crate::store::{Store, StoreError};
 use crate::wake::{Signals, Waker};
 
 /// Shared by everything that an instance does.
@@ -61,5 +62,5 @@ impl Core {
 
 /// The pool for work in the background.
 pub(crate) fn background_pool(store: &Store, size: usize) -> Result<Pool, StoreError> {
-    connect::pool(&store.config, size)
+    connect::pool(&store.config, size, Untouched::default())
 }

@@ -132,7 +132,11 @@ impl Changeover {
     ) -> Result<Appended, AppendError> {
         let mut lent = self.core.store.lent().await?;
         let appended = self.appending(stream, expected, new).alone(lent.client()).await;
-        lent.give_back();
+        if appended.is_err() || self.core.configuration.runs_sql_inline() {
+            lent.give_back();
+        } else {
+            lent.give_back_untouched();
+        }
         let appended = appended?;
         self.core.appended();
         Ok(appended)

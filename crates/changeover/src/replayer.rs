@@ -13,7 +13,7 @@ use crate::horizon;
 use crate::log::read::Limits;
 use crate::projector::{ProjectError, Registered};
 use crate::registration::{self, RegisterError};
-use crate::step::{StepError, Stepped, step};
+use crate::step::{StepError, Stepped, UpTo, step};
 use crate::store::{StoreError, read_committed};
 use crate::words::decision::VersionState;
 use crate::words::names::ProjectorName;
@@ -144,23 +144,29 @@ pub(crate) async fn replay(
     };
     let mut permit = permit(core, &client, registered).await?;
     loop {
-        let look = horizon::look(&core.store, &client).await?;
-        progress.horizon = look.horizon;
-        let stepped = step_or_name(core, permit, registered, look.horizon).await?;
+        let stepped = step_or_name(core, permit, registered, UpTo::Horizon).await?;
         progress.elapsed = started.elapsed();
         match stepped {
-            Stepped::Moved { events, to } => {
+            Stepped::Moved { events, to, horizon } => {
                 progress.position = to;
+                progress.horizon = horizon;
                 progress.events += events as u64;
                 on_progress(&progress);
             }
-            Stepped::Nothing => progress.position = look.horizon,
+            Stepped::Nothing { horizon } => {
+                progress.position = horizon;
+                progress.horizon = horizon;
+            }
             // Another process replays it too, and moves the checkpoint.
             Stepped::Busy => {
                 sleep(BUSY).await;
                 progress.position = position(core, &client, registered).await?;
+                progress.horizon = horizon::look(&core.store, &client).await?.horizon;
             }
-            Stepped::Stale(_) => permit = self::permit(core, &client, registered).await?,
+            Stepped::Stale(_) => {
+                permit = self::permit(core, &client, registered).await?;
+                continue;
+            }
             Stepped::Stalled(error) => return Err(ReplayError::Stalled { projector, version, error }),
             Stepped::Inline => {
                 let state = "fed by appends".to_owned();
@@ -222,12 +228,12 @@ pub(crate) async fn step_or_name(
     core: &Core,
     permit: Permit,
     registered: &Registered,
-    horizon: Position,
+    up_to: UpTo,
 ) -> Result<Stepped, ReplayError> {
     let mut one_by_one = 0;
     loop {
         let limits = if one_by_one > 0 { Limits { rows: 1, ..Limits::BATCH } } else { Limits::BATCH };
-        match step_once(core, permit, registered, horizon, limits).await {
+        match step_once(core, permit, registered, up_to, limits).await {
             Ok(Stepped::Moved { .. }) if one_by_one > 1 => one_by_one -= 1,
             Ok(stepped) => return Ok(stepped),
             Err(StepError::Store(error)) => return Err(error.into()),
@@ -245,12 +251,12 @@ async fn step_once(
     core: &Core,
     permit: Permit,
     registered: &Registered,
-    horizon: Position,
+    up_to: UpTo,
     limits: Limits,
 ) -> Result<Stepped, StepError> {
     let mut client = core.background().await?;
     let tx = read_committed(&mut client).await?;
-    step(&core.store, tx, permit, registered, horizon, limits).await
+    step(&core.store, tx, permit, registered, up_to, limits).await
 }
 
 /// Where the checkpoint of a version's tables stands.

@@ -4,6 +4,7 @@ use deadpool_postgres::Transaction;
 use postgres_types::ToSql;
 
 use crate::admission::{self, Admission, Entered, Permit};
+use crate::horizon;
 use crate::log::read::{self, Batch, Limits};
 use crate::projector::{ProjectError, Registered};
 use crate::store::{On, Store, StoreError};
@@ -13,9 +14,9 @@ use crate::words::position::{Generation, Position};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Stepped {
     /// The checkpoint moved, with this many events.
-    Moved { events: usize, to: Position },
+    Moved { events: usize, to: Position, horizon: Position },
     /// The checkpoint is at the horizon.
-    Nothing,
+    Nothing { horizon: Position },
     /// Somebody else is at this checkpoint.
     Busy,
     /// Appends keep these rows current themselves.
@@ -43,25 +44,41 @@ pub(crate) enum StepError {
     Store(#[from] StoreError),
 }
 
-/// Takes a step and commits it. `limits` bounds the batch; `horizon` was taken before.
+/// How far a step may go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum UpTo {
+    /// To the horizon, looked at on the step's own connection. One that is remembered may lie above the log of a server
+    /// that crashed since: positions that never reached its disk are drawn again.
+    Horizon,
+    /// To a position that is known to be exact, since nobody may append.
+    Exactly(Position),
+}
+
+/// Takes a step and commits it. `limits` bounds the batch.
 pub(crate) async fn step(
     store: &Store,
     tx: Transaction<'_>,
     permit: Permit,
     registered: &Registered,
-    horizon: Position,
+    up_to: UpTo,
     limits: Limits,
 ) -> Result<Stepped, StepError> {
     let admission = match admission::enter(store, &tx, permit, registered).await? {
-        Entered::Admitted(admission) if admission.position < horizon => admission,
-        Entered::Admitted(_) => return Ok(Stepped::Nothing),
+        Entered::Admitted(admission) => admission,
         Entered::Busy => return Ok(Stepped::Busy),
         Entered::Inline => return Ok(Stepped::Inline),
         Entered::Stalled(error) => return Ok(Stepped::Stalled(error)),
         Entered::Stale(seen) => return Ok(Stepped::Stale(seen)),
     };
+    let horizon = match up_to {
+        UpTo::Exactly(position) => position,
+        UpTo::Horizon => horizon::look(store, &tx).await?.horizon,
+    };
+    if admission.position >= horizon {
+        return Ok(Stepped::Nothing { horizon });
+    }
     let projected = project(store, admission, registered, horizon, limits).await?;
-    let stepped = Stepped::Moved { events: projected.events, to: projected.to };
+    let stepped = Stepped::Moved { events: projected.events, to: projected.to, horizon };
     checkpoint(store, registered, projected).await?;
     tx.commit().await.map_err(StoreError::from)?;
     Ok(stepped)

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use changeover::{Builder, WhenNothingIsActive};
+use changeover::{Builder, Changeover, WhenNothingIsActive};
 use clap::Parser;
 use shop::{Release, demo, http};
 use tokio::net::TcpListener;
@@ -62,17 +62,29 @@ async fn main() -> ExitCode {
     }
 }
 
+const CONNECTIONS: usize = 8;
+
+/// Opens all connections before anybody waits for one: at the switch this instance gets the whole load in one moment.
+async fn open_connections(changeover: &Changeover) -> Result<()> {
+    let mut open = Vec::with_capacity(CONNECTIONS);
+    while open.len() < CONNECTIONS {
+        open.push(changeover.pool().get().await?);
+    }
+    Ok(())
+}
+
 async fn serve(builder: Builder, release: Release, listen: SocketAddr) -> Result<()> {
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     let changeover = builder
         .address(&format!("http://{address}"))
-        .pool_size(8)
+        .pool_size(CONNECTIONS)
         // Which release counts is for the pipeline to say, not for whoever happens to start first.
         .when_nothing_is_active(WhenNothingIsActive::Refuse)
         .connect()
         .await
         .context("the shop cannot be set up")?;
+    open_connections(&changeover).await.context("the shop has no connections")?;
     let running = changeover.start();
     let mut terminate = signal(SignalKind::terminate())?;
     println!("listening on {address}");

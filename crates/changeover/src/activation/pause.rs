@@ -17,7 +17,7 @@ use crate::in_flight;
 use crate::projector::{Registered, chain};
 use crate::replayer::{ReplayError, step_or_name};
 use crate::semver::Version;
-use crate::step::Stepped;
+use crate::step::{Stepped, UpTo};
 use crate::store::StoreError;
 use crate::wake::Hint;
 use crate::words::names::ProjectorName;
@@ -126,9 +126,9 @@ async fn feed(
     horizon: Position,
 ) -> Result<(), ActivateError> {
     loop {
-        match step_or_name(core, permit, fed, horizon).await? {
+        match step_or_name(core, permit, fed, UpTo::Exactly(horizon)).await? {
             // Inline rows are current: appends kept them so, and none is in flight.
-            Stepped::Nothing | Stepped::Inline => return Ok(()),
+            Stepped::Nothing { .. } | Stepped::Inline => return Ok(()),
             Stepped::Moved { .. } => {}
             Stepped::Busy => sleep(DRAIN_POLL).await,
             // Some other state changed, say a version was registered; or the pause was given back, which this asks.

@@ -94,18 +94,22 @@ impl Reader {
     pub async fn next(&mut self) -> Result<Vec<RawEvent>, StoreError> {
         let client = self.store.client().await?;
         let horizon = horizon::look(&self.store, &client).await?.horizon;
-        while self.after < horizon {
+        let mut looked_at = self.after;
+        while looked_at < horizon {
             let limits = Limits { rows: self.rows, ..Limits::BATCH };
-            let batch = next(&self.store, &client, self.after, horizon, None, limits).await?;
-            self.after = batch.reached;
-            if !batch.events.is_empty() {
+            let batch = next(&self.store, &client, looked_at, horizon, None, limits).await?;
+            // Only events are remembered: the positions of appends that were rolled back may be drawn again once the server
+            // has crashed.
+            if let Some(last) = batch.events.last() {
+                self.after = last.recorded.position;
                 return Ok(batch.events);
             }
+            looked_at = batch.reached;
         }
         Ok(Vec::new())
     }
 
-    /// The position up to which everything was read.
+    /// The position of the last event that was read.
     pub fn position(&self) -> Position {
         self.after
     }

@@ -121,6 +121,12 @@ impl Configuration {
         self.projectors.iter().map(|(name, p)| (name.clone(), p.target.version.clone())).collect()
     }
 
+    /// Whether an append may run SQL that is not ours.
+    pub(crate) fn runs_sql_inline(&self) -> bool {
+        let mut inline = self.projectors.values().filter(|p| p.target.delivery == Delivery::Inline);
+        inline.any(|registered| registered.projector.needs_transaction())
+    }
+
     /// The projectors, as a plan reads them.
     pub(crate) fn targets(&self) -> Vec<Target> {
         self.projectors.values().map(|registered| registered.target.clone()).collect()

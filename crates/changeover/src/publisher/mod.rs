@@ -15,12 +15,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use self::tail::Due;
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::log::read::Limits;
 use crate::projector::{Registered, chain};
-use crate::step::{StepError, Stepped, step};
+use crate::step::{StepError, Stepped, UpTo, step};
 use crate::store::{StoreError, read_committed};
 use crate::wake::sleep_for;
 use crate::words::position::Position;
@@ -70,16 +69,16 @@ enum Published {
 async fn feed(
     core: Arc<Core>,
     registered: Arc<Registered>,
-    mut due: watch::Receiver<Due>,
+    mut due: watch::Receiver<()>,
     stop: CancellationToken,
 ) {
     let mut failures = Failures::default();
     let mut decisions = core.decider.decisions();
     while !stop.is_cancelled() {
         // Before the work: what becomes due during it must not be lost.
-        let horizon = due.borrow_and_update().horizon;
+        due.mark_unchanged();
         decisions.mark_unchanged();
-        let pause = match publish_next(&core, &registered, horizon, failures.limits()).await {
+        let pause = match publish_next(&core, &registered, failures.limits()).await {
             Ok(Published::Some) => {
                 failures.over();
                 core.published.wake();
@@ -105,12 +104,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How long to wait for another instance at the same checkpoint before looking again.
 const BUSY: Duration = Duration::from_millis(25);
 
-async fn publish_next(
-    core: &Core,
-    registered: &Registered,
-    horizon: Position,
-    limits: Limits,
-) -> Result<Published, StepError> {
+async fn publish_next(core: &Core, registered: &Registered, limits: Limits) -> Result<Published, StepError> {
     let decided = core.decider.decided().await?;
     if !decided.feeds(registered) {
         return Ok(Published::Refused);
@@ -118,12 +112,12 @@ async fn publish_next(
     let mut client = core.background().await?;
     let tx = read_committed(&mut client).await?;
     let permit = Permit { generation: decided.generation, until: None };
-    Ok(match step(&core.store, tx, permit, registered, horizon, limits).await? {
-        Stepped::Moved { events, to } => {
+    Ok(match step(&core.store, tx, permit, registered, UpTo::Horizon, limits).await? {
+        Stepped::Moved { events, to, .. } => {
             debug!(projector = %registered.target.projector, events, position = %to, "published");
             Published::Some
         }
-        Stepped::Nothing => Published::Nothing,
+        Stepped::Nothing { .. } => Published::Nothing,
         Stepped::Busy => Published::Busy,
         Stepped::Inline | Stepped::Stalled(_) => Published::Refused,
         Stepped::Stale(seen) => {

@@ -15,23 +15,16 @@ use crate::store::StoreError;
 use crate::wake::sleep_for;
 use crate::words::position::Position;
 
-/// What a projector's task is told.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Due {
-    /// How far it may read.
-    pub(super) horizon: Position,
-}
-
 /// The tail's end of the channels to the projectors.
 pub(super) struct Tail {
-    projectors: Vec<(Arc<Registered>, watch::Sender<Due>)>,
+    projectors: Vec<(Arc<Registered>, watch::Sender<()>)>,
 }
 
-pub(super) fn channels(projectors: &[Arc<Registered>]) -> (Vec<watch::Receiver<Due>>, Tail) {
+pub(super) fn channels(projectors: &[Arc<Registered>]) -> (Vec<watch::Receiver<()>>, Tail) {
     let (projectors, due) = projectors
         .iter()
         .map(|registered| {
-            let (sender, receiver) = watch::channel(Due::default());
+            let (sender, receiver) = watch::channel(());
             ((registered.clone(), sender), receiver)
         })
         .unzip();
@@ -66,6 +59,8 @@ pub(super) async fn watch(core: Arc<Core>, tail: Tail, stop: CancellationToken) 
                     warn!(error = %chain(&error), "the log cannot be looked at");
                 }
                 failing = true;
+                // The log may be another one when it can be looked at again.
+                seen = Position::START;
                 Some(MAX_IN_FLIGHT * 10)
             }
         };
@@ -93,11 +88,9 @@ async fn look(core: &Core, tail: &Tail, seen: Position) -> Result<Look, StoreErr
             let concerned = types
                 .as_ref()
                 .is_none_or(|types| types.iter().any(|event_type| registered.handles(event_type)));
-            // Who is not concerned learns the horizon all the same, and is not woken for it.
-            due.send_if_modified(|due| {
-                due.horizon = horizon;
-                concerned
-            });
+            if concerned {
+                due.send_replace(());
+            }
         }
     }
     Ok(look)

@@ -1,8 +1,12 @@
 //! Connections: a pool for work, single ones for whatever must not wait for the pool, and what lies between us and the server.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
+};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 use tracing::debug;
@@ -25,16 +29,45 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// A transaction that leaked would swallow the next append. In one, `now()` is older than the statement: the division
 /// fails, and the pool throws the connection away.
-const RECYCLE: &str =
+const CLEAN: &str =
     "SELECT 1 / (now() = statement_timestamp())::integer, pg_advisory_unlock_all(); RESET ALL";
 
-/// A pool of at most `size` connections.
-pub(crate) fn pool(config: &Config, size: usize) -> Result<Pool, StoreError> {
-    let recycling_method = RecyclingMethod::Custom(RECYCLE.to_owned());
-    let manager = Manager::from_config(config.clone(), NoTls, ManagerConfig { recycling_method });
-    Pool::builder(manager)
+/// Connections that came back from our own hands, as they were: nobody has to clean them. Known by their statement caches,
+/// of which each has one for life.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Untouched(Arc<Mutex<HashSet<usize>>>);
+
+impl Untouched {
+    /// A connection is about to come back as it was.
+    pub(crate) fn note(&self, client: &ClientWrapper) {
+        self.0.lock().expect("BUG: nothing panics under this lock").insert(identity(client));
+    }
+
+    fn take(&self, client: &ClientWrapper) -> bool {
+        self.0.lock().expect("BUG: nothing panics under this lock").remove(&identity(client))
+    }
+}
+
+fn identity(client: &ClientWrapper) -> usize {
+    Arc::as_ptr(&client.statement_cache).addr()
+}
+
+/// A pool of at most `size` connections. Cleaning one costs a round trip whenever it is taken, unless it is untouched.
+pub(crate) fn pool(config: &Config, size: usize, untouched: Untouched) -> Result<Pool, StoreError> {
+    let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let clean = Hook::async_fn(move |client: &mut ClientWrapper, _| {
+        let untouched = untouched.take(client);
+        Box::pin(async move {
+            if !untouched {
+                client.simple_query(CLEAN).await.map_err(HookError::Backend)?;
+            }
+            Ok(())
+        })
+    });
+    Pool::builder(Manager::from_config(config.clone(), NoTls, manager_config))
         .max_size(size)
         .runtime(Runtime::Tokio1)
+        .pre_recycle(clean)
         .create_timeout(Some(CONNECT_TIMEOUT))
         .recycle_timeout(Some(CONNECT_TIMEOUT))
         .wait_timeout(Some(Duration::from_secs(30)))

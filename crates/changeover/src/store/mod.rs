@@ -13,6 +13,7 @@ use tokio_postgres::{Config, IsolationLevel, Row, Statement};
 use tracing::debug;
 
 pub use self::connect::Path;
+use self::connect::Untouched;
 use self::statements::{Sql, Statements};
 use crate::wake::Hint;
 use crate::words::names::SchemaName;
@@ -107,6 +108,7 @@ pub(crate) struct Store {
     pub(crate) path: Path,
     pub(crate) sql: Statements,
     pub(crate) pool: Pool,
+    untouched: Untouched,
 }
 
 /// Begins a transaction whose statements each see what was committed before them, whatever the session's default is.
@@ -123,6 +125,7 @@ const UNANSWERED_LIMIT: Duration = Duration::from_secs(10);
 /// for a lock of their own.
 pub(crate) struct Lent {
     client: Option<Client>,
+    untouched: Untouched,
 }
 
 impl Lent {
@@ -133,6 +136,14 @@ impl Lent {
     /// Gives it back. To be called when the work is done, however it went.
     pub(crate) fn give_back(mut self) {
         drop(self.client.take());
+    }
+
+    /// Gives it back as it was: only statements of ours ran on it, and all of them are done.
+    pub(crate) fn give_back_untouched(self) {
+        if let Some(client) = &self.client {
+            self.untouched.note(client);
+        }
+        self.give_back();
     }
 }
 
@@ -221,8 +232,9 @@ impl Store {
         pool_size: usize,
     ) -> Result<Self, StoreError> {
         let path = connect::probe(&config).await?;
-        let pool = connect::pool(&config, pool_size)?;
-        Ok(Self { path, sql: Statements::render(&schema), pool, config, schema })
+        let untouched = Untouched::default();
+        let pool = connect::pool(&config, pool_size, untouched.clone())?;
+        Ok(Self { path, sql: Statements::render(&schema), pool, untouched, config, schema })
     }
 
     /// A connection from the pool.
@@ -232,7 +244,7 @@ impl Store {
 
     /// A connection from the pool for work that its caller may give up halfway.
     pub(crate) async fn lent(&self) -> Result<Lent, StoreError> {
-        Ok(Lent { client: Some(self.client().await?) })
+        Ok(Lent { client: Some(self.client().await?), untouched: self.untouched.clone() })
     }
 
     /// A connection of its own.

@@ -13,6 +13,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -60,6 +61,8 @@ pub(crate) struct Balancer {
     turn: AtomicUsize,
     retried: AtomicUsize,
     waiting: AtomicUsize,
+    /// The first request that waits does not wait for the next round of questions as well.
+    hurry: Notify,
     timeline: Timeline,
     started: Instant,
     slices: Mutex<Vec<[u64; 2]>>,
@@ -75,6 +78,7 @@ impl Balancer {
             turn: AtomicUsize::new(0),
             retried: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            hurry: Notify::new(),
             timeline,
             started: Instant::now(),
             slices: Mutex::default(),
@@ -95,7 +99,11 @@ impl Balancer {
     pub(crate) async fn poll(self: Arc<Self>) {
         loop {
             self.refresh().await;
-            sleep(if self.waiting.load(Relaxed) > 0 { POLL_WHILE_WAITING } else { POLL }).await;
+            let pause = if self.waiting.load(Relaxed) > 0 { POLL_WHILE_WAITING } else { POLL };
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.hurry.notified() => {}
+            }
         }
     }
 
@@ -162,7 +170,9 @@ impl Balancer {
             return Ok(found);
         }
         let started = Instant::now();
-        self.waiting.fetch_add(1, Relaxed);
+        if self.waiting.fetch_add(1, Relaxed) == 0 {
+            self.hurry.notify_one();
+        }
         let found = loop {
             sleep(POLL_WHILE_WAITING).await;
             let waited = started.elapsed();
