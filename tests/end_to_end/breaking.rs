@@ -299,6 +299,22 @@ async fn a_transaction_that_was_left_open_is_named_and_nothing_changes() {
     assert_eq!(wrong_rows(&client, "orders_v2").await, 0);
 }
 
+#[tokio::test]
+async fn a_process_that_freezes_while_it_registers_holds_up_the_others_for_seconds_only() {
+    let database = Database::fresh().await;
+    let (old, new) = two_releases(&database, "").await;
+    let frozen = database.client().await;
+    let lock = include_str!("../../crates/changeover/src/store/sql/lock_registration.sql");
+    frozen.batch_execute(&format!("BEGIN; {}", lock.replace("{schema}", "changeover"))).await.unwrap();
+    place(&old, "meanwhile", 1).await;
+    let _ = tokio::time::timeout(SOON, new.activate(&hasty(), &|_| {}))
+        .await
+        .expect("it waits for ever")
+        .unwrap();
+    assert!(frozen.batch_execute("SELECT 1").await.is_err(), "it was not ended");
+    assert_eq!(wrong_rows(&database.client().await, "orders_v2").await, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_transaction_is_named_and_waited_for() {
     let database = Database::fresh().await;

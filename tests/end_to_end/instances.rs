@@ -107,7 +107,8 @@ async fn a_frozen_instance_counts_as_gone_and_comes_back() {
     let observer = instance_of(&database, "2.0.0").await;
     let frozen = Operator::serve(&database, "1.0.0").await;
     let alive = || async { instances(&observer).await.iter().filter(|seen| seen.alive).count() };
-    eventually(SOON, || async { alive().await == 1 }).await;
+    eventually(SOON, || async { instances(&observer).await.iter().any(|seen| seen.readiness == "active") })
+        .await;
     frozen.freeze();
     client
         .batch_execute("UPDATE changeover.instances SET last_seen = last_seen - interval '11 seconds'")
