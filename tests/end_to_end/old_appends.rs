@@ -30,7 +30,7 @@ async fn what_came_after_an_old_append_is_caught_up_with_before_the_pause() {
     let (told, mut progress) = mpsc::unbounded_channel();
     let activating = tokio::spawn(async move {
         let options = ActivateOptions {
-            pause_limit: Duration::from_millis(1_000),
+            pause_limit: Duration::from_secs(1),
             catch_up_lag_events: LAG,
             ..ActivateOptions::default()
         };

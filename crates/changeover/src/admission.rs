@@ -62,8 +62,9 @@ pub(crate) async fn enter<'t>(
     const SHARD: i32 = 0;
     let projector = registered.target.projector.as_str();
     let idle_limit = format!("{}ms", permit.left().as_millis());
-    let params: [&(dyn ToSql + Sync); 5] =
-        [&permit.generation, &projector, &registered.major(), &SHARD, &idle_limit];
+    let statement_limit = permit.until.map(|_| idle_limit.as_str());
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&permit.generation, &projector, &registered.major(), &SHARD, &idle_limit, &statement_limit];
     let row = store.query_one(tx, &store.sql.enter, &params).await?;
     let seen: Generation = row.get("generation");
     if seen != permit.generation {

@@ -53,7 +53,7 @@ statements! {
     generation();
     set_generation();
     states();
-    enter(INT8, TEXT, INT8, INT4, TEXT);
+    enter(INT8, TEXT, INT8, INT4, TEXT, TEXT);
     advance_checkpoint(TEXT, INT8, INT4, INT8, INT8);
     checkpoints();
     reached(TEXT, INT8, INT8, TEXT_ARRAY);

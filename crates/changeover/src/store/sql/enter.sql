@@ -1,6 +1,7 @@
 -- enter: presence, admission, claim; in that order, as for an append. No position: somebody else is at this checkpoint.
--- The server ends the transaction if it then sits there without a statement for too long.
--- $1 generation decided upon  $2 projector  $3 major  $4 shard  $5 how long that is
+-- The server ends the transaction if it then sits there without a statement for too long, or if a statement takes too long.
+-- $1 generation decided upon  $2 projector  $3 major  $4 shard  $5 the first limit
+-- $6 the second one, null for the session's own
 WITH presence AS MATERIALIZED (
     SELECT pg_advisory_xact_lock_shared('{schema}.projector_states'::regclass::oid::integer, 0)::text AS held
 ), admission AS MATERIALIZED (
@@ -13,5 +14,6 @@ WITH presence AS MATERIALIZED (
     FOR UPDATE OF c SKIP LOCKED
 )
 SELECT admission.generation, claim.position, claim.inline, claim.error,
-       set_config('idle_in_transaction_session_timeout', $5, true) AS idle_limit
+       set_config('idle_in_transaction_session_timeout', $5, true) AS idle_limit,
+       set_config('statement_timeout', coalesce($6, current_setting('statement_timeout')), true) AS statement_limit
 FROM admission LEFT JOIN claim ON true;
