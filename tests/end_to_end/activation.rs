@@ -100,6 +100,8 @@ async fn an_observer_never_sees_a_mix_of_two_configurations() {
     let stop = Arc::new(AtomicBool::new(false));
     let observer = database.client().await;
     let stopping = stop.clone();
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let beginning = begun.clone();
     let observing = tokio::spawn(async move {
         let mut seen = Vec::new();
         while !stopping.load(Ordering::Relaxed) {
@@ -107,9 +109,11 @@ async fn an_observer_never_sees_a_mix_of_two_configurations() {
             if seen.last() != Some(&now) {
                 seen.push(now);
             }
+            beginning.notify_one();
         }
         seen
     });
+    begun.notified().await;
     let activated = activate(&new).await;
     assert_eq!(activated.plan.steps.len(), 9);
     more_events(&client, 10).await;

@@ -186,7 +186,7 @@ const HOT: &[(&str, &str, &str)] = &[
     ),
     ("lock_stream", "", "'order-7', 1"),
     ("lock_keys", "three buckets", "'{1,2,3}', 1"),
-    ("enter", "", "1, 'projector_7', 4, 0, '1000ms'"),
+    ("enter", "", "1, 'projector_7', 4, 0, '1000ms', NULL"),
     ("horizon", "", ""),
     ("read", "a tail, every type", "19900, 20000, NULL, 1000, 16777216"),
     ("read", "a tail, two types", "19900, 20000, '{ItemAdded,Paid}', 1000, 16777216"),

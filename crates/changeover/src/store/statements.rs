@@ -107,7 +107,8 @@ mod tests {
         for (name, sql) in Statements::render(&"elsewhere".parse().unwrap()).all() {
             assert!(sql.text.starts_with(&format!("-- {name}: ")), "{name} does not begin with its name");
             assert!(!sql.text.contains("changeover."), "{name} has the schema's name in it");
-            assert!(!sql.text.contains('{'), "{name} was not rendered");
+            let braces = sql.text.replace("'{}'", "an empty object");
+            assert!(!braces.contains('{'), "{name} was not rendered");
         }
     }
 }
