@@ -104,14 +104,18 @@ async fn an_observer_never_sees_a_mix_of_two_configurations() {
     let beginning = begun.clone();
     let observing = tokio::spawn(async move {
         let mut seen = Vec::new();
-        while !stopping.load(Ordering::Relaxed) {
+        loop {
+            // Asked before the look, so that the last look comes after the stop.
+            let last = stopping.load(Ordering::Relaxed);
             let now = active(&observer).await;
             if seen.last() != Some(&now) {
                 seen.push(now);
             }
             beginning.notify_one();
+            if last {
+                return seen;
+            }
         }
-        seen
     });
     begun.notified().await;
     let activated = activate(&new).await;
