@@ -184,6 +184,11 @@ const HOT: &[(&str, &str, &str)] = &[
         "three events, any revision",
         "1, 'order-7', NULL, '{Placed,Paid,Paid}', array['{}', '{}', '{}']::json[], array[null, null, null]::json[]",
     ),
+    (
+        "append_at",
+        "one event, exactly after a revision",
+        "1, 'order-7', 4, '{Paid}', array['null'::json], array[null::json]",
+    ),
     ("lock_stream", "", "'order-7', 1"),
     ("lock_keys", "three buckets", "'{1,2,3}', 1"),
     ("enter", "", "1, 'projector_7', 4, 0, '1000ms', NULL"),

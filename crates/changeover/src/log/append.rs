@@ -338,7 +338,8 @@ impl Appending<'_> {
         let sql = &self.store.sql;
 
         // Everything is made ready first: from here on nothing waits between one statement and the next.
-        let append = self.store.ready(on, &sql.append).await?;
+        let append = if self.is_at() { &sql.append_at } else { &sql.append };
+        let append = self.store.ready(on, append).await?;
         let lock_stream = match self.expected {
             Expected::Any => Some(self.store.ready(on, &sql.lock_stream).await?),
             _ => None,
@@ -370,24 +371,45 @@ impl Appending<'_> {
             let params: Vec<&(dyn ToSql + Sync)> = load.params.iter().map(|param| &**param as _).collect();
             ready.query(on, &params).await
         }));
-        let (locked, row, loaded) = join3(locks, append.query(on, &params), loaded).await;
+        let (locked, rows, loaded) = join3(locks, append.query(on, &params), loaded).await;
         drop(loads);
         let isolation = locked?.map(|row| row.get::<_, String>("isolation"));
-        let row = match row {
-            Ok(rows) => rows.into_iter().next().expect("BUG: append gives one row"),
-            Err(error) => return Err(self.contended(error)),
+        let rows = rows.map_err(|error| self.contended(error))?;
+        let (tried, recorded_at) = match rows.first() {
+            Some(first) if self.is_at() => (self.placed(&rows), first.get("recorded_at")),
+            Some(row) => (self.outcome(row, decided)?, row.get("recorded_at")),
+            // Where the shorter statement wrote nothing, the longer one says why.
+            None => {
+                let row = self.store.query_one(on, &sql.append, &params).await;
+                let row = row.map_err(|error| self.contended(error))?;
+                (self.outcome(&row, decided)?, row.get("recorded_at"))
+            }
         };
-        match self.outcome(&row, decided)? {
+        match tried {
             stale @ Tried::Stale { .. } => Ok(stale),
             Tried::Appended(appended) => {
                 let loaded = loaded.into_iter().collect::<Result<Vec<_>, _>>()?;
                 if let Some(isolation) = isolation.filter(|isolation| isolation != "read committed") {
                     inline.check_snapshot(self, on, &isolation, &loaded).await?;
                 }
-                inline.apply(self, on, &appended, row.get("recorded_at"), loaded).await?;
+                inline.apply(self, on, &appended, recorded_at, loaded).await?;
                 Ok(Tried::Appended(appended))
             }
         }
+    }
+
+    /// Whether the shorter statement will do: for events, after a revision that the writer knows.
+    fn is_at(&self) -> bool {
+        self.expected.revision().is_some() && !self.new.types.is_empty()
+    }
+
+    /// What the shorter statement wrote.
+    fn placed(&self, rows: &[Row]) -> Tried {
+        assert_eq!(rows.len(), self.new.types.len(), "BUG: an append wrote another number of events");
+        let positions: Vec<Position> = rows.iter().map(|row| row.get("position")).collect();
+        let before = self.expected.revision().expect("BUG: placed after no revision").get();
+        let count = i64::try_from(positions.len()).unwrap_or(i64::MAX);
+        Tried::Appended(Appended { positions, revision: Revision::new(before + count) })
     }
 
     fn outcome(&self, row: &Row, decided: &Decided) -> Result<Tried, AppendError> {

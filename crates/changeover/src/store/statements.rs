@@ -41,6 +41,7 @@ macro_rules! statements {
 
 statements! {
     append(INT8, TEXT, INT8, TEXT_ARRAY, JSON_ARRAY, JSON_ARRAY);
+    append_at(INT8, TEXT, INT8, TEXT_ARRAY, JSON_ARRAY, JSON_ARRAY);
     lock_stream(TEXT, INT8);
     lock_keys(INT4_ARRAY, INT8);
     holds_lease();
