@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{LazyLock, mpsc};
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use anyhow::{Context, Result};
@@ -34,7 +35,7 @@ pub(crate) fn spawn(command: Command) -> Result<Child> {
     static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
         let (orders, inbox) = mpsc::channel::<Order>();
         thread::Builder::new()
-            .name("testkit-spawner".into())
+            .name(SPAWNER_NAME.into())
             .spawn(move || {
                 for Order { mut command, reply } in inbox {
                     // Whoever asked may have panicked meanwhile; its child is then dropped here, and lives
@@ -48,11 +49,28 @@ pub(crate) fn spawn(command: Command) -> Result<Child> {
 
     let (reply, child) = mpsc::channel();
     SPAWNER.send(Order { command, reply }).expect("BUG: the spawning thread ended");
-    child
+    let child = child
         .recv()
         .expect("BUG: the spawning thread ended")
-        .context("cannot run setpriv (Debian package util-linux)")
+        .context("cannot run setpriv (Debian package util-linux)")?;
+    wait_until_leashed(child.id());
+    Ok(child)
 }
+
+/// Waits until setpriv has become the program that it was asked for: it is only on the leash from then on. One that is
+/// slower than the limit is left alone; whoever uses it will see what is the matter.
+fn wait_until_leashed(pid: u32) {
+    let started = Instant::now();
+    let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    // Before `setpriv` runs, the child still has our own thread's name.
+    while matches!(name().trim_end(), "setpriv" | SPAWNER_NAME) && started.elapsed() < Duration::from_secs(10)
+    {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Fifteen bytes, as the kernel keeps of a name.
+const SPAWNER_NAME: &str = "testkit-spawner";
 
 struct Order {
     command: Command,
