@@ -17,6 +17,9 @@ pub(crate) struct Permit {
     pub(crate) until: Option<Instant>,
 }
 
+/// The one shard that every checkpoint has so far.
+pub(crate) const SHARD: i32 = 0;
+
 /// How long a batch may sit in its transaction without a statement. Whoever stops there, frozen or cut off, holds up an
 /// activation; past this the server ends the transaction.
 const IDLE_LIMIT: Duration = Duration::from_mins(1);
@@ -59,7 +62,6 @@ pub(crate) async fn enter<'t>(
     permit: Permit,
     registered: &Registered,
 ) -> Result<Entered<'t>, StoreError> {
-    const SHARD: i32 = 0;
     let projector = registered.target.projector.as_str();
     let idle_limit = format!("{}ms", permit.left().as_millis());
     let statement_limit = permit.until.map(|_| idle_limit.as_str());

@@ -1,13 +1,13 @@
 //! One batch: admit, project, checkpoint. The publisher, the replayer and an activation all take this step.
 
 use deadpool_postgres::Transaction;
-use postgres_types::ToSql;
 
-use crate::admission::{self, Admission, Entered, Permit};
+use crate::admission::{self, Admission, Entered, Permit, SHARD};
 use crate::horizon;
 use crate::log::read::{self, Batch, Limits};
 use crate::projector::{ProjectError, Registered};
 use crate::store::{On, Store, StoreError};
+use crate::words::event::RawEvent;
 use crate::words::position::{Generation, Position};
 
 /// What a step came to.
@@ -114,14 +114,13 @@ async fn feed(
     store: &Store,
     tx: &Transaction<'_>,
     registered: &Registered,
-    events: &[crate::words::event::RawEvent],
+    events: &[RawEvent],
 ) -> Result<(), ProjectError> {
     let decoded = registered.projector.decode(events)?;
     let loads = decoded.loads();
     let mut loaded = Vec::with_capacity(loads.len());
     for load in &loads {
-        let params: Vec<&(dyn ToSql + Sync)> = load.params.iter().map(|param| &**param as _).collect();
-        loaded.push(store.query(tx, load.sql, &params).await?);
+        loaded.push(store.query(tx, load.sql, &load.params()).await?);
     }
     drop(loads);
     decoded.apply(On::from(tx), store, loaded).await
@@ -132,7 +131,6 @@ async fn checkpoint(
     registered: &Registered,
     projected: Projected<'_>,
 ) -> Result<(), StoreError> {
-    const SHARD: i32 = 0;
     let Projected { admission: Admission { tx, position }, to, .. } = projected;
     let projector = registered.target.projector.as_str();
     // The last statement before the commit must give its row: a commit of an aborted transaction reports no error.

@@ -367,10 +367,12 @@ impl Appending<'_> {
             .await;
             stream.and(keys)
         };
-        let loaded = join_all(ready_loads.iter().zip(&loads).map(|(ready, load)| async move {
-            let params: Vec<&(dyn ToSql + Sync)> = load.params.iter().map(|param| &**param as _).collect();
-            ready.query(on, &params).await
-        }));
+        let loaded = join_all(
+            ready_loads
+                .iter()
+                .zip(&loads)
+                .map(|(ready, load)| async move { ready.query(on, &load.params()).await }),
+        );
         let (locked, rows, loaded) = join3(locks, append.query(on, &params), loaded).await;
         drop(loads);
         let isolation = locked?.map(|row| row.get::<_, String>("isolation"));
@@ -535,20 +537,16 @@ impl<'d> Inline<'d> {
                 return Err(failed(registered, ProjectError::NeedsReadCommitted { isolation }));
             }
             for hold in decoded.holds() {
-                let params: Vec<&(dyn ToSql + Sync)> =
-                    hold.params.iter().map(|param| &**param as _).collect();
-                appending.store.query(on, hold.sql, &params).await?;
+                appending.store.query(on, hold.sql, &hold.params()).await?;
             }
-            let (own, rest) = loaded.split_at(decoded.loads().len());
+            let (own, rest) = loaded.split_at(decoded.load_count());
             loaded = rest;
             for load in decoded.unseen(own).map_err(|source| failed(registered, source))? {
                 let client = match &outside {
                     Some(client) => client,
                     None => outside.insert(appending.store.single().await?),
                 };
-                let params: Vec<&(dyn ToSql + Sync)> =
-                    load.params.iter().map(|param| &**param as _).collect();
-                let count = appending.store.query_one(client, load.sql, &params).await?;
+                let count = appending.store.query_one(client, load.sql, &load.params()).await?;
                 if count.get::<_, i64>("rows") > 0 {
                     return Err(AppendError::StaleSnapshot {
                         projector: registered.target.projector.clone(),
@@ -577,7 +575,7 @@ impl<'d> Inline<'d> {
         for InlineBatch { registered, picked, mut decoded } in self.batches {
             let placed: Vec<RawEvent> = picked.iter().map(|at| self.events[*at].clone()).collect();
             decoded.place(&placed);
-            let own = loaded.by_ref().take(decoded.loads().len()).collect();
+            let own = loaded.by_ref().take(decoded.load_count()).collect();
             decoded.apply(on, appending.store, own).await.map_err(|source| failed(registered, source))?;
             if registered.projector.needs_transaction() {
                 // A projector that lets an error of the database pass leaves a broken transaction, whose commit would

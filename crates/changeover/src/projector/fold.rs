@@ -153,6 +153,8 @@ pub trait Touched<E>: Send + Sync {
     #[doc(hidden)]
     fn row_locks(&self) -> Vec<u64>;
     #[doc(hidden)]
+    fn touches_any(&self) -> bool;
+    #[doc(hidden)]
     fn load(&self) -> Option<LoadRows<'_>>;
     #[doc(hidden)]
     fn hold(&self) -> Option<LoadRows<'_>>;
@@ -329,12 +331,16 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
             .collect()
     }
 
+    fn touches_any(&self) -> bool {
+        !self.rows.is_empty()
+    }
+
     fn load(&self) -> Option<LoadRows<'_>> {
-        (!self.rows.is_empty()).then(|| by_key(&self.table.load, self.rows.keys()))
+        self.touches_any().then(|| by_key(&self.table.load, self.rows.keys()))
     }
 
     fn hold(&self) -> Option<LoadRows<'_>> {
-        (!self.rows.is_empty()).then(|| by_key(&self.table.hold, self.rows.keys()))
+        self.touches_any().then(|| by_key(&self.table.hold, self.rows.keys()))
     }
 
     fn unseen(&self, loaded: &[tokio_postgres::Row]) -> Result<Option<LoadRows<'_>>, ProjectError> {
@@ -446,12 +452,16 @@ impl<E: Send + Sync> Decoded for FoldBatch<'_, E> {
         self.touched.iter().filter_map(|touched| touched.load()).map(|LoadRows(load)| load).collect()
     }
 
+    fn load_count(&self) -> usize {
+        self.touched.iter().filter(|touched| touched.touches_any()).count()
+    }
+
     fn holds(&self) -> Vec<Load<'_>> {
         self.touched.iter().filter_map(|touched| touched.hold()).map(|LoadRows(hold)| hold).collect()
     }
 
     fn unseen(&self, loaded: &[Vec<tokio_postgres::Row>]) -> Result<Vec<Load<'_>>, ProjectError> {
-        let loading = self.touched.iter().filter(|touched| touched.load().is_some());
+        let loading = self.touched.iter().filter(|touched| touched.touches_any());
         let unseen = loading.zip(loaded).map(|(touched, loaded)| touched.unseen(loaded));
         unseen.map(|load| Ok(load?.map(|LoadRows(load)| load))).filter_map(Result::transpose).collect()
     }
@@ -472,8 +482,7 @@ impl<E: Send + Sync> Decoded for FoldBatch<'_, E> {
         async move {
             let mut loaded = loaded.into_iter();
             for touched in &mut self.touched {
-                let rows =
-                    if touched.load().is_some() { loaded.next().unwrap_or_default() } else { Vec::new() };
+                let rows = if touched.touches_any() { loaded.next().unwrap_or_default() } else { Vec::new() };
                 catch_unwind(AssertUnwindSafe(|| touched.fold(&rows, &self.decoded, &self.types)))
                     .unwrap_or_else(|_| {
                         Err(ProjectError::Panicked {
@@ -489,10 +498,10 @@ impl<E: Send + Sync> Decoded for FoldBatch<'_, E> {
                 ready.push(store.ready(on, write.sql).await?);
             }
             // All at once: different tables, or different rows of one.
-            let sent = ready.iter().zip(&writes).map(|(ready, LoadRows(write))| async move {
-                let params: Vec<&(dyn ToSql + Sync)> = write.params.iter().map(|p| &**p as _).collect();
-                ready.query(on, &params).await
-            });
+            let sent = ready
+                .iter()
+                .zip(&writes)
+                .map(|(ready, LoadRows(write))| async move { ready.query(on, &write.params()).await });
             for written in join_all(sent).await {
                 written?;
             }

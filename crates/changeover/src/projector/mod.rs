@@ -133,12 +133,21 @@ pub(crate) struct Load<'d> {
     pub(crate) params: Vec<Box<dyn ToSql + Sync + Send + 'd>>,
 }
 
+impl Load<'_> {
+    /// The parameters, as a statement takes them.
+    pub(crate) fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+        self.params.iter().map(|param| &**param as _).collect()
+    }
+}
+
 /// A batch that was decoded: what it touches is known, nothing was read or written yet.
 pub(crate) trait Decoded: Send + Sync {
     /// A stable hash for each row that the batch may change, for appends that must not change one row at once.
     fn row_locks(&self) -> Vec<u64>;
     /// The statements that load those rows; they may be sent together with others.
     fn loads(&self) -> Vec<Load<'_>>;
+    /// How many those are, without making them.
+    fn load_count(&self) -> usize;
     /// Statements that lock the rows which were loaded; each fails where the transaction's snapshot shows a row that somebody
     /// has changed or deleted since.
     fn holds(&self) -> Vec<Load<'_>>;

@@ -144,6 +144,10 @@ impl<P: SqlProjector> Decoded for SqlBatch<'_, P> {
         Vec::new()
     }
 
+    fn load_count(&self) -> usize {
+        0
+    }
+
     fn holds(&self) -> Vec<Load<'_>> {
         Vec::new()
     }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use crate::admission::Permit;
+use crate::admission::{Permit, SHARD};
 use crate::core::Core;
 use crate::log::read::Limits;
 use crate::projector::{Registered, chain};
@@ -215,7 +215,6 @@ async fn stall(
     event_type: &str,
     reason: &str,
 ) -> Result<(), StoreError> {
-    const SHARD: i32 = 0;
     let client = core.background().await?;
     let projector = registered.target.projector.as_str();
     core.store
