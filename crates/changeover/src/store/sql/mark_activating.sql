@@ -15,7 +15,8 @@ WITH planned AS (
     FOR UPDATE OF s
 ), mark AS (
     UPDATE {schema}.activations a
-    SET activating_at = clock_timestamp(), deadline = clock_timestamp() + $3 * interval '1 second'
+    -- Read once: two readings of the clock may differ.
+    SET (activating_at, deadline) = (SELECT at, at + $3 * interval '1 second' FROM clock_timestamp() AS at)
     WHERE a.id = $1 AND a.token = $2 AND a.ended_at IS NULL AND a.activating_at IS NULL
       AND (SELECT count(*) FROM standing) = (SELECT count(*) FROM planned)
       -- What it keeps must stand too: else it would make a configuration that nobody asked for.
