@@ -1,11 +1,13 @@
 //! One batch: admit, project, checkpoint. The publisher, the replayer and an activation all take this step.
 
 use deadpool_postgres::Transaction;
+use futures_util::future::join_all;
+use tokio_postgres::Row;
 
 use crate::admission::{self, Admission, Entered, Permit, SHARD};
 use crate::horizon;
 use crate::log::read::{self, Batch, Limits};
-use crate::projector::{ProjectError, Registered};
+use crate::projector::{Load, ProjectError, Registered};
 use crate::store::{On, Store, StoreError};
 use crate::words::event::RawEvent;
 use crate::words::position::{Generation, Position};
@@ -116,14 +118,27 @@ async fn feed(
     registered: &Registered,
     events: &[RawEvent],
 ) -> Result<(), ProjectError> {
-    let decoded = registered.projector.decode(events)?;
-    let loads = decoded.loads();
-    let mut loaded = Vec::with_capacity(loads.len());
-    for load in &loads {
-        loaded.push(store.query(tx, load.sql, &load.params()).await?);
+    let mut decoded = registered.projector.decode(events)?;
+    let loaded = together(store, tx, &decoded.loads()).await?;
+    decoded.fold(&loaded)?;
+    together(store, tx, &decoded.writes()).await?;
+    decoded.run(tx).await
+}
+
+/// Runs statements that do not depend on each other in one round trip.
+async fn together(
+    store: &Store,
+    tx: &Transaction<'_>,
+    statements: &[Load<'_>],
+) -> Result<Vec<Vec<Row>>, StoreError> {
+    let mut ready = Vec::with_capacity(statements.len());
+    for statement in statements {
+        ready.push(store.ready(tx, statement.sql).await?);
     }
-    drop(loads);
-    decoded.apply(On::from(tx), store, loaded).await
+    let sent = ready.iter().zip(statements);
+    let sent =
+        sent.map(|(ready, statement)| async move { ready.query(On::from(tx), &statement.params()).await });
+    join_all(sent).await.into_iter().collect()
 }
 
 async fn checkpoint(

@@ -1,8 +1,8 @@
-//! Append: lease, admission, positions, in one statement; and inline projectors around it, in two round trips and the commit.
+//! Append: lease, admission, positions, in one statement; and inline projectors around it, in two round trips.
 //!
 //! What is sent together is run one after the other by the server: locks on the keys of inline rows, then the append (whose
 //! positions are drawn once the keys are ours), then the rows as the writer before us left them. They are folded here, and
-//! the second round trip writes them.
+//! the second round trip writes them; where the transaction is ours, it commits as well.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,13 +13,15 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio_postgres::Row;
 
+use super::error::AppendError;
+use super::inline::Inline;
 use crate::codec::{self, EncodeError};
 use crate::decider::{DecideError, Decided, Decider};
-use crate::projector::{Decoded, Load, ProjectError, Registered};
+use crate::store::statements::Sql;
 use crate::store::{self, On, Ready, Store, StoreError};
-use crate::words::decision::Refused;
+use crate::words::decision::Verdict;
 use crate::words::event::{Expected, RawEvent, Recorded};
-use crate::words::names::{ProjectorName, StreamName};
+use crate::words::names::StreamName;
 use crate::words::position::{Generation, Position, Revision};
 
 /// What an append wrote.
@@ -32,123 +34,27 @@ pub struct Appended {
 }
 
 impl Appended {
+    fn after(before: Revision, positions: Vec<Position>) -> Self {
+        let count = i64::try_from(positions.len()).unwrap_or(i64::MAX);
+        Self { positions, revision: Revision::new(before.get() + count) }
+    }
+
     /// The position of the last event: what to wait for in order to read one's own writes. None if nothing was appended.
     pub fn last(&self) -> Option<Position> {
         self.positions.last().copied()
     }
 }
 
-/// Why nothing was appended.
-///
-/// After a refusal, a conflict, and events that cannot be encoded or are too large, the caller's transaction has written
-/// nothing and may go on, soon: it may hold a lease. After anything else it is to be rolled back.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AppendError {
-    /// The instance's configuration is not the active one.
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    /// The stream is not where the writer believed it to be.
-    #[error(
-        "stream {:?}: expected {expected}, found revision {found} or newer; read it again and decide anew",
-        .stream.as_str()
-    )]
-    Conflict {
-        /// The stream.
-        stream: StreamName,
-        /// What was expected.
-        expected: Expected,
-        /// The newest revision that was seen; 0 where there is no stream.
-        found: Revision,
-    },
-    /// An event cannot be written down.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-    /// The events are too large to be appended at once.
-    #[error("{bytes} bytes of events in one append are more than the limit of {limit}: split them")]
-    TooLarge {
-        /// What was to be appended.
-        bytes: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// An inline projector could not project the events. The transaction is to be rolled back.
-    #[error("inline projector {projector} could not project the events; roll the transaction back")]
-    Projector {
-        /// The projector.
-        projector: ProjectorName,
-        /// Why.
-        #[source]
-        source: ProjectError,
-    },
-    /// Another writer of the stream kept winning. The transaction is to be rolled back, and may be run again.
-    #[error(
-        "stream {:?}: another writer appended at the same moment; roll the transaction back and run it again",
-        .stream.as_str()
-    )]
-    Contended {
-        /// The stream.
-        stream: StreamName,
-    },
-    /// Somebody changed a row of an inline projector after this transaction took its snapshot. The transaction is to be
-    /// rolled back, and may be run again; in READ COMMITTED this does not happen.
-    #[error(
-        "this transaction's snapshot is older than a row that inline projector {projector} has to change; roll it back and run it again"
-    )]
-    StaleSnapshot {
-        /// The projector.
-        projector: ProjectorName,
-    },
-    /// The connection was lost before the outcome was known: the events are in the log, or none of them is.
-    #[error(
-        "the connection was lost while events were appended to stream {:?}: read the stream to know whether they are there",
-        .stream.as_str()
-    )]
-    Unknown {
-        /// The stream.
-        stream: StreamName,
-        /// How the connection was lost.
-        #[source]
-        source: StoreError,
-    },
-    /// The database did not do as asked. The transaction is to be rolled back.
-    #[error("the database refused the append")]
-    Store(#[from] StoreError),
-}
-
-impl AppendError {
-    /// Whether the same transaction, rolled back and run again, may well succeed.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::Refused(refused) => refused.is_retryable(),
-            Self::Contended { .. } | Self::StaleSnapshot { .. } => true,
-            Self::Store(error) => error.is_retryable(),
-            Self::Projector { source, .. } => source.is_retryable(),
-            Self::Conflict { .. } | Self::Encode(_) | Self::TooLarge { .. } | Self::Unknown { .. } => false,
-        }
-    }
-}
-
-impl From<DecideError> for AppendError {
-    fn from(error: DecideError) -> Self {
-        match error {
-            DecideError::Refused(refused) => Self::Refused(refused),
-            DecideError::Store(error) => Self::Store(error),
-        }
-    }
-}
-
 /// Of one append. PostgreSQL's own limit for a message is one gigabyte.
 const MAX_BYTES: usize = 256 << 20;
 
-/// Row keys are locked by bucket, so that an append of any size holds a bounded number of locks.
-const KEY_BUCKETS: u64 = 256;
-
 /// Whatever the session's default is: the rows are loaded by a later statement than the one that locks their keys, and must
-/// be seen as the writer before us left them. And whoever is frozen between two of our statements must not hold up an
-/// activation for ever.
-const BEGIN: &str =
-    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '10s'";
+/// be seen as the writer before us left them.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+/// How long a transaction of ours may sit there without a statement once it has locked row keys. Whoever is frozen between two
+/// of its statements must not hold up an activation for ever.
+const IDLE_LIMIT: &str = "10s";
 
 /// Events ready to be sent.
 #[derive(Debug)]
@@ -180,7 +86,7 @@ impl NewEvents {
     }
 
     /// The events as projectors read them, before the log has given them their places.
-    fn unplaced(&self, stream: &StreamName) -> Result<Vec<RawEvent>, AppendError> {
+    pub(super) fn unplaced(&self, stream: &StreamName) -> Result<Vec<RawEvent>, AppendError> {
         let metadata: Option<serde_json::Value> = match &self.metadata {
             Some(metadata) => Some(
                 serde_json::from_str(metadata.get())
@@ -215,14 +121,60 @@ pub(crate) struct Appending<'a> {
     pub(crate) new: &'a NewEvents,
 }
 
-/// What the server said to one try.
-enum Tried {
-    Appended(Appended),
-    /// The generation is not the one decided upon; whether a lease was taken all the same.
-    Stale {
-        seen: Generation,
-        leased: bool,
-    },
+/// What became of one try.
+enum Tried<T> {
+    Done(T),
+    Stale(Stale),
+}
+
+/// The generation is not the one decided upon: nothing was written.
+struct Stale {
+    seen: Generation,
+    /// Whether a lease was taken all the same.
+    leased: bool,
+}
+
+/// The events are in the log, and what inline projectors make of them is to be written.
+pub(super) struct Logged {
+    pub(super) appended: Appended,
+    pub(super) recorded_at: SystemTime,
+    /// The rows that they touch, by statement.
+    pub(super) loaded: Vec<Vec<Row>>,
+    /// The transaction's isolation level, if anything was loaded.
+    isolation: Option<String>,
+}
+
+/// The statement that appends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// One event, to a new stream.
+    First,
+    /// To a new stream.
+    New,
+    /// After a known revision.
+    At,
+    /// After any revision; and the one that says why nothing was written.
+    Any,
+}
+
+/// The statements of one try, ready to be sent: nothing waits between one and the next, and what is sent behind them, a
+/// commit above all, cannot overtake them.
+struct Prepared<'s> {
+    whose: Whose,
+    form: Form,
+    append: Ready<'s>,
+    lock_stream: Option<Ready<'s>>,
+    lock_keys: Option<Ready<'s>>,
+    loads: Vec<Ready<'s>>,
+}
+
+/// Whose transaction it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// No statement may break it: a conflict is an answer, not an error.
+    Callers,
+    /// A conflict may break it, which is the quicker way.
+    Ours,
 }
 
 /// A transaction that was begun by hand. Dropped halfway, it is rolled back at once: the connection may lie in the pool for
@@ -247,16 +199,17 @@ impl Appending<'_> {
             decided => decided?,
         };
         loop {
-            match self.attempt(On::from(tx), &decided).await? {
-                Tried::Appended(appended) => return Ok(appended),
-                Tried::Stale { seen, leased } => {
+            let inline = Inline::decode(self, &decided)?;
+            match self.attempt_in(tx, &decided, inline, Whose::Callers).await? {
+                Tried::Done(appended) => return Ok(appended),
+                Tried::Stale(Stale { seen, leased }) => {
                     decided = self.decider.after(seen).await?;
                     // An activation waits for this transaction's lease, so the transaction must not wait for the
                     // activation.
                     let holds_lease = leased || self.holds_lease(tx).await?;
                     let wait = if holds_lease { Duration::ZERO } else { self.activation_wait };
                     decided = match &decided.verdict {
-                        crate::words::decision::Verdict::Admitted { .. } => decided,
+                        Verdict::Admitted { .. } => decided,
                         _ => self.decider.admit(wait).await?,
                     };
                 }
@@ -278,33 +231,36 @@ impl Appending<'_> {
         })
     }
 
-    /// One round trip, two where any revision will do, three with inline folds.
+    /// One round trip, two with inline folds; more where it meets a change of the states or another writer.
     async fn alone_or_lost(&self, client: &mut Client) -> Result<Appended, AppendError> {
+        let mut whose = Whose::Ours;
         loop {
             let decided = self.decider.admit(self.activation_wait).await?;
-            let (between, in_transaction) = self.needs(&decided);
-            let tried = if in_transaction {
-                self.attempt_in_transaction(client, &decided).await
-            } else if between {
-                self.attempt_between(client, &decided).await
+            let inline = Inline::decode(self, &decided)?;
+            let tried = if inline.needs_transaction() {
+                self.attempt_in_transaction(client, &decided, inline, whose).await
+            } else if !inline.is_empty() {
+                self.attempt_between(client, &decided, inline, whose).await
+            } else if self.expected == Expected::Any {
+                self.attempt_at_once(client, &decided, &inline).await
             } else {
-                self.attempt(On::from(&*client), &decided).await
+                let on = On::from(&*client);
+                let prepared = self.prepare(on, &inline, whose).await?;
+                self.log(on, &decided, &inline, &prepared).await.map(Tried::appended)
             };
-            match tried.map_err(|error| self.conflict_if_contended(error))? {
-                Tried::Appended(appended) => return Ok(appended),
-                Tried::Stale { seen, .. } => drop(self.decider.after(seen).await?),
+            match tried {
+                Ok(Tried::Done(appended)) => return Ok(appended),
+                Ok(Tried::Stale(stale)) => drop(self.decider.after(stale.seen).await?),
+                // It is rolled back already, so to the caller this is a conflict like any other, and the more careful way
+                // says with what.
+                Err(AppendError::Contended { .. })
+                    if whose == Whose::Ours && self.expected.revision().is_some() =>
+                {
+                    whose = Whose::Callers;
+                }
+                Err(error) => return Err(self.conflict_if_contended(error)),
             }
         }
-    }
-
-    /// Whether an append must run between BEGIN and COMMIT, and whether a projector wants the transaction in hand.
-    ///
-    /// A function of its own: were the iterator part of the future, that would not be `Send` for callers who box it.
-    fn needs(&self, decided: &Decided) -> (bool, bool) {
-        let inline = decided.inline.iter().filter(|p| self.new.types.iter().any(|ty| p.handles(ty)));
-        let mut inline = inline.map(|p| p.projector.needs_transaction()).peekable();
-        let between = inline.peek().is_some() || self.expected == Expected::Any;
-        (between, inline.any(|needs_transaction| needs_transaction))
     }
 
     /// One try in a transaction, for projectors that want it in hand.
@@ -312,57 +268,139 @@ impl Appending<'_> {
         &self,
         client: &mut Client,
         decided: &Decided,
-    ) -> Result<Tried, AppendError> {
+        inline: Inline<'_>,
+        whose: Whose,
+    ) -> Result<Tried<Appended>, AppendError> {
         let tx = store::read_committed(client).await?;
-        let tried = self.attempt(On::from(&tx), decided).await?;
-        if let Tried::Appended(_) = tried {
+        let tried = self.attempt_in(&tx, decided, inline, whose).await?;
+        if let Tried::Done(_) = tried {
             tx.commit().await.map_err(StoreError::from)?;
         }
         Ok(tried)
     }
 
-    /// One try between BEGIN and COMMIT, which are sent along with the rest.
-    async fn attempt_between(&self, client: &mut Client, decided: &Decided) -> Result<Tried, AppendError> {
+    /// One try between BEGIN and COMMIT, all of it sent together. Where nothing was written nothing is to be rolled back.
+    async fn attempt_at_once(
+        &self,
+        client: &mut Client,
+        decided: &Decided,
+        inline: &Inline<'_>,
+    ) -> Result<Tried<Appended>, AppendError> {
         let open = Open(&*client);
-        let (begin, tried) = join(open.0.batch_execute(BEGIN), self.attempt(On::from(open.0), decided)).await;
-        begin.map_err(StoreError::from)?;
-        let end = if let Ok(Tried::Appended(_)) = tried { "COMMIT" } else { "ROLLBACK" };
-        open.0.batch_execute(end).await.map_err(StoreError::from)?;
+        let on = On::from(open.0);
+        let prepared = self.prepare(on, inline, Whose::Ours).await?;
+        let logging = self.log(on, decided, inline, &prepared);
+        let (begun, logged, committed) =
+            join3(execute(open.0, BEGIN), logging, execute(open.0, "COMMIT")).await;
         std::mem::forget(open);
-        tried
+        begun?;
+        let logged = logged?;
+        committed?;
+        Ok(logged.appended())
     }
 
-    async fn attempt(&self, on: On<'_>, decided: &Decided) -> Result<Tried, AppendError> {
-        let inline = Inline::decode(self, decided)?;
-        let buckets = inline.buckets();
-        let sql = &self.store.sql;
+    /// One try between BEGIN, which is sent along with the append, and COMMIT, which is sent along with the rows.
+    async fn attempt_between(
+        &self,
+        client: &mut Client,
+        decided: &Decided,
+        mut inline: Inline<'_>,
+        whose: Whose,
+    ) -> Result<Tried<Appended>, AppendError> {
+        let open = Open(&*client);
+        let on = On::from(open.0);
+        let writes = inline.ready_writes(self.store, on).await?;
+        let prepared = self.prepare(on, &inline, whose).await?;
+        let logging = self.log(on, decided, &inline, &prepared);
+        let (begun, logged) = join(execute(open.0, BEGIN), logging).await;
+        drop(prepared);
+        begun?;
+        let folded = logged.and_then(|logged| {
+            if let Tried::Done(logged) = &logged {
+                inline.fold(logged)?;
+            }
+            Ok(logged)
+        });
+        if let Ok(Tried::Done(logged)) = folded {
+            // Where a write fails, the server makes the commit a rollback.
+            let (written, committed) = join(inline.write(on, &writes), execute(open.0, "COMMIT")).await;
+            std::mem::forget(open);
+            written?;
+            committed?;
+            return Ok(Tried::Done(logged.appended));
+        }
+        execute(open.0, "ROLLBACK").await?;
+        std::mem::forget(open);
+        folded.map(Tried::appended)
+    }
 
-        // Everything is made ready first: from here on nothing waits between one statement and the next.
-        let append = if self.is_at() { &sql.append_at } else { &sql.append };
-        let append = self.store.ready(on, append).await?;
+    /// One try in a transaction, which is not committed here.
+    async fn attempt_in(
+        &self,
+        tx: &Transaction<'_>,
+        decided: &Decided,
+        mut inline: Inline<'_>,
+        whose: Whose,
+    ) -> Result<Tried<Appended>, AppendError> {
+        let on = On::from(tx);
+        let prepared = self.prepare(on, &inline, whose).await?;
+        let logged = match self.log(on, decided, &inline, &prepared).await? {
+            Tried::Done(logged) => logged,
+            Tried::Stale(stale) => return Ok(Tried::Stale(stale)),
+        };
+        drop(prepared);
+        if let Some(isolation) = logged.isolation.as_ref().filter(|isolation| *isolation != "read committed")
+        {
+            inline.check_snapshot(self.store, on, isolation, &logged.loaded).await?;
+        }
+        inline.fold(&logged)?;
+        let writes = inline.ready_writes(self.store, on).await?;
+        inline.write(on, &writes).await?;
+        inline.run(self.store, tx).await?;
+        Ok(Tried::Done(logged.appended))
+    }
+
+    /// Makes ready what [`log`](Self::log) sends.
+    async fn prepare<'a>(
+        &'a self,
+        on: On<'_>,
+        inline: &'a Inline<'_>,
+        whose: Whose,
+    ) -> Result<Prepared<'a>, StoreError> {
+        let sql = &self.store.sql;
+        let form = self.form(whose);
+        let append = self.store.ready(on, self.sql(form)).await?;
         let lock_stream = match self.expected {
             Expected::Any => Some(self.store.ready(on, &sql.lock_stream).await?),
             _ => None,
         };
         let lock_keys =
-            if buckets.is_empty() { None } else { Some(self.store.ready(on, &sql.lock_keys).await?) };
-        let loads = inline.loads();
-        let mut ready_loads = Vec::with_capacity(loads.len());
-        for load in &loads {
-            ready_loads.push(self.store.ready(on, load.sql).await?);
+            if inline.is_empty() { None } else { Some(self.store.ready(on, &sql.lock_keys).await?) };
+        let mut loads = Vec::new();
+        for load in inline.loads() {
+            loads.push(self.store.ready(on, load.sql).await?);
         }
+        Ok(Prepared { whose, form, append, lock_stream, lock_keys, loads })
+    }
 
+    /// Puts the events in the log, and loads the rows that they touch: locks, append and loads are sent at the first poll.
+    async fn log(
+        &self,
+        on: On<'_>,
+        decided: &Decided,
+        inline: &Inline<'_>,
+        prepared: &Prepared<'_>,
+    ) -> Result<Tried<Logged>, AppendError> {
+        let Prepared { form, append, lock_stream, lock_keys, loads: ready_loads, .. } = prepared;
+        let buckets = inline.buckets();
+        let loads = inline.loads();
         let stream = self.stream.as_str();
-        let data: Vec<Json<&RawValue>> = self.new.data.iter().map(|data| Json(&**data)).collect();
-        let metadata = vec![self.new.metadata.as_deref().map(Json); data.len()];
-        let expected = self.expected.revision();
-        let params: [&(dyn ToSql + Sync); 6] =
-            [&decided.generation, &stream, &expected, &self.new.types, &data, &metadata];
+        let idle_limit = (prepared.whose == Whose::Ours).then_some(IDLE_LIMIT);
         let locks = async {
             // The stream before the keys, as in every append.
             let (stream, keys) = join(
                 optional(lock_stream.as_ref(), on, &[&stream, &decided.generation]),
-                optional(lock_keys.as_ref(), on, &[&buckets, &decided.generation]),
+                optional(lock_keys.as_ref(), on, &[&buckets, &decided.generation, &idle_limit]),
             )
             .await;
             stream.and(keys)
@@ -373,60 +411,94 @@ impl Appending<'_> {
                 .zip(&loads)
                 .map(|(ready, load)| async move { ready.query(on, &load.params()).await }),
         );
-        let (locked, rows, loaded) = join3(locks, append.query(on, &params), loaded).await;
+        let (locked, rows, loaded) = join3(locks, self.insert(*form, append, on, decided), loaded).await;
         drop(loads);
-        let isolation = locked?.map(|row| row.get::<_, String>("isolation"));
+        let isolation = locked?.map(|row| row.get("isolation"));
         let rows = rows.map_err(|error| self.contended(error))?;
-        let (tried, recorded_at) = match rows.first() {
-            Some(first) if self.is_at() => (self.placed(&rows), first.get("recorded_at")),
-            Some(row) => (self.outcome(row, decided)?, row.get("recorded_at")),
-            // Where the shorter statement wrote nothing, the longer one says why.
+        let placed = match rows.first() {
+            Some(row) if *form == Form::Any => self.outcome(row, decided)?,
+            Some(_) => self.placed(&rows),
+            // Where a shorter statement wrote nothing, the longer one says why.
             None => {
-                let row = self.store.query_one(on, &sql.append, &params).await;
-                let row = row.map_err(|error| self.contended(error))?;
-                (self.outcome(&row, decided)?, row.get("recorded_at"))
+                let append = self.store.ready(on, &self.store.sql.append).await?;
+                let rows = self.insert(Form::Any, &append, on, decided).await;
+                let rows = rows.map_err(|error| self.contended(error))?;
+                self.outcome(&rows[0], decided)?
             }
         };
-        match tried {
-            stale @ Tried::Stale { .. } => Ok(stale),
-            Tried::Appended(appended) => {
+        Ok(match placed {
+            Tried::Done((appended, recorded_at)) => {
                 let loaded = loaded.into_iter().collect::<Result<Vec<_>, _>>()?;
-                if let Some(isolation) = isolation.filter(|isolation| isolation != "read committed") {
-                    inline.check_snapshot(self, on, &isolation, &loaded).await?;
-                }
-                inline.apply(self, on, &appended, recorded_at, loaded).await?;
-                Ok(Tried::Appended(appended))
+                Tried::Done(Logged { appended, recorded_at, loaded, isolation })
             }
+            Tried::Stale(stale) => Tried::Stale(stale),
+        })
+    }
+
+    /// The quickest statement that will do.
+    fn form(&self, whose: Whose) -> Form {
+        match (self.expected.revision().map(Revision::get), self.new.types.len(), whose) {
+            (None, _, _) | (_, 0, _) => Form::Any,
+            (Some(0), 1, Whose::Ours) => Form::First,
+            (Some(0), _, Whose::Ours) => Form::New,
+            (Some(_), _, _) => Form::At,
         }
     }
 
-    /// Whether the shorter statement will do: for events, after a revision that the writer knows.
-    fn is_at(&self) -> bool {
-        self.expected.revision().is_some() && !self.new.types.is_empty()
+    fn sql(&self, form: Form) -> &Sql {
+        let sql = &self.store.sql;
+        match form {
+            Form::First => &sql.append_first,
+            Form::New => &sql.append_new,
+            Form::At => &sql.append_at,
+            Form::Any => &sql.append,
+        }
     }
 
-    /// What the shorter statement wrote.
-    fn placed(&self, rows: &[Row]) -> Tried {
+    async fn insert(
+        &self,
+        form: Form,
+        ready: &Ready<'_>,
+        on: On<'_>,
+        decided: &Decided,
+    ) -> Result<Vec<Row>, StoreError> {
+        let stream = self.stream.as_str();
+        let NewEvents { types, data, metadata } = self.new;
+        let metadata = metadata.as_deref().map(Json);
+        if form == Form::First {
+            return ready
+                .query(on, &[&decided.generation, &stream, &types[0], &Json(&*data[0]), &metadata])
+                .await;
+        }
+        let data: Vec<Json<&RawValue>> = data.iter().map(|data| Json(&**data)).collect();
+        let metadata: Vec<_> = data.iter().map(|_| metadata.as_ref()).collect();
+        if form == Form::New {
+            return ready.query(on, &[&decided.generation, &stream, &types, &data, &metadata]).await;
+        }
+        let expected = self.expected.revision();
+        ready.query(on, &[&decided.generation, &stream, &expected, &types, &data, &metadata]).await
+    }
+
+    /// What a shorter statement wrote.
+    fn placed(&self, rows: &[Row]) -> Tried<(Appended, SystemTime)> {
         assert_eq!(rows.len(), self.new.types.len(), "BUG: an append wrote another number of events");
-        let positions: Vec<Position> = rows.iter().map(|row| row.get("position")).collect();
-        let before = self.expected.revision().expect("BUG: placed after no revision").get();
-        let count = i64::try_from(positions.len()).unwrap_or(i64::MAX);
-        Tried::Appended(Appended { positions, revision: Revision::new(before + count) })
+        let before = self.expected.revision().expect("BUG: placed after no revision");
+        let positions = rows.iter().map(|row| row.get("position")).collect();
+        Tried::Done((Appended::after(before, positions), rows[0].get("recorded_at")))
     }
 
-    fn outcome(&self, row: &Row, decided: &Decided) -> Result<Tried, AppendError> {
+    fn outcome(&self, row: &Row, decided: &Decided) -> Result<Tried<(Appended, SystemTime)>, AppendError> {
         let seen: Generation = row.get("generation");
         let Some(found) = row.get::<_, Option<Revision>>("found").filter(|_| seen == decided.generation)
         else {
-            return Ok(Tried::Stale { seen, leased: row.get("leased") });
+            return Ok(Tried::Stale(Stale { seen, leased: row.get("leased") }));
         };
         if self.expected.revision().is_some_and(|expected| expected != found) {
             return Err(self.conflict(found));
         }
         let positions: Vec<Position> = row.get::<_, Option<Vec<Position>>>("positions").unwrap_or_default();
         assert_eq!(positions.len(), self.new.types.len(), "BUG: an append wrote another number of events");
-        let count = i64::try_from(positions.len()).unwrap_or(i64::MAX);
-        Ok(Tried::Appended(Appended { positions, revision: Revision::new(found.get() + count) }))
+        Ok(Tried::Done((Appended::after(found, positions), row.get("recorded_at"))))
     }
 
     fn conflict(&self, found: Revision) -> AppendError {
@@ -461,6 +533,19 @@ impl Appending<'_> {
     }
 }
 
+impl Tried<Logged> {
+    fn appended(self) -> Tried<Appended> {
+        match self {
+            Self::Done(logged) => Tried::Done(logged.appended),
+            Self::Stale(stale) => Tried::Stale(stale),
+        }
+    }
+}
+
+async fn execute(client: &Client, sql: &str) -> Result<(), StoreError> {
+    Ok(client.batch_execute(sql).await?)
+}
+
 async fn optional(
     ready: Option<&Ready<'_>>,
     on: On<'_>,
@@ -470,124 +555,4 @@ async fn optional(
         Some(ready) => Ok(ready.query(on, params).await?.pop()),
         None => Ok(None),
     }
-}
-
-/// The inline projectors that an append feeds.
-struct Inline<'d> {
-    events: Vec<RawEvent>,
-    batches: Vec<InlineBatch<'d>>,
-}
-
-struct InlineBatch<'d> {
-    registered: &'d Registered,
-    /// Which of the append's events are of its types.
-    picked: Vec<usize>,
-    decoded: Box<dyn Decoded + 'd>,
-}
-
-impl<'d> Inline<'d> {
-    fn decode(appending: &Appending<'_>, decided: &'d Decided) -> Result<Self, AppendError> {
-        if decided.inline.is_empty() {
-            return Ok(Self { events: Vec::new(), batches: Vec::new() });
-        }
-        let events = appending.new.unplaced(appending.stream)?;
-        let mut batches = Vec::new();
-        for registered in &decided.inline {
-            let picked: Vec<usize> =
-                (0..events.len()).filter(|at| registered.handles(&events[*at].event_type)).collect();
-            if picked.is_empty() {
-                continue;
-            }
-            let own: Vec<RawEvent> = picked.iter().map(|at| events[*at].clone()).collect();
-            let batch = registered.projector.decode(&own).map_err(|source| failed(registered, source))?;
-            batches.push(InlineBatch { registered, picked, decoded: batch });
-        }
-        Ok(Self { events, batches })
-    }
-
-    /// In one sorted order, whatever the order of the events: two appends cannot wait for one another.
-    fn buckets(&self) -> Vec<i32> {
-        let locks = self.batches.iter().flat_map(|batch| batch.decoded.row_locks());
-        let mut buckets: Vec<i32> =
-            locks.map(|lock| i32::try_from(lock % KEY_BUCKETS).expect("a small number")).collect();
-        buckets.sort_unstable();
-        buckets.dedup();
-        buckets
-    }
-
-    fn loads(&self) -> Vec<Load<'_>> {
-        self.batches.iter().flat_map(|batch| batch.decoded.loads()).collect()
-    }
-
-    /// In an isolation level with one snapshot for the whole transaction, a row that somebody committed after that snapshot
-    /// cannot be seen. Changing one that was changed since fails by itself. One that was deleted since would be made anew, so
-    /// what was loaded is locked, which fails then; and one that was made since would be taken for absent, so whether it is
-    /// there is asked outside.
-    async fn check_snapshot(
-        &self,
-        appending: &Appending<'_>,
-        on: On<'_>,
-        isolation: &str,
-        mut loaded: &[Vec<Row>],
-    ) -> Result<(), AppendError> {
-        let mut outside = None;
-        for InlineBatch { registered, decoded, .. } in &self.batches {
-            if registered.projector.needs_transaction() {
-                let isolation = isolation.to_owned();
-                return Err(failed(registered, ProjectError::NeedsReadCommitted { isolation }));
-            }
-            for hold in decoded.holds() {
-                appending.store.query(on, hold.sql, &hold.params()).await?;
-            }
-            let (own, rest) = loaded.split_at(decoded.load_count());
-            loaded = rest;
-            for load in decoded.unseen(own).map_err(|source| failed(registered, source))? {
-                let client = match &outside {
-                    Some(client) => client,
-                    None => outside.insert(appending.store.single().await?),
-                };
-                let count = appending.store.query_one(client, load.sql, &load.params()).await?;
-                if count.get::<_, i64>("rows") > 0 {
-                    return Err(AppendError::StaleSnapshot {
-                        projector: registered.target.projector.clone(),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn apply(
-        mut self,
-        appending: &Appending<'_>,
-        on: On<'_>,
-        appended: &Appended,
-        recorded_at: SystemTime,
-        loaded: Vec<Vec<Row>>,
-    ) -> Result<(), AppendError> {
-        let first = appended.revision.get() - i64::try_from(appended.positions.len()).unwrap_or(i64::MAX) + 1;
-        for ((event, position), revision) in self.events.iter_mut().zip(&appended.positions).zip(first..) {
-            event.recorded.position = *position;
-            event.recorded.revision = Revision::new(revision);
-            event.recorded.recorded_at = recorded_at;
-        }
-        let mut loaded = loaded.into_iter();
-        for InlineBatch { registered, picked, mut decoded } in self.batches {
-            let placed: Vec<RawEvent> = picked.iter().map(|at| self.events[*at].clone()).collect();
-            decoded.place(&placed);
-            let own = loaded.by_ref().take(decoded.load_count()).collect();
-            decoded.apply(on, appending.store, own).await.map_err(|source| failed(registered, source))?;
-            if registered.projector.needs_transaction() {
-                // A projector that lets an error of the database pass leaves a broken transaction, whose commit would
-                // report no error. Any statement tells.
-                let alive = appending.store.query_one(on, &appending.store.sql.holds_lease, &[]).await;
-                alive.map_err(|source| failed(registered, ProjectError::Store(source)))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn failed(registered: &Registered, source: ProjectError) -> AppendError {
-    AppendError::Projector { projector: registered.target.projector.clone(), source }
 }

@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use futures_util::future::{BoxFuture, FutureExt, join_all};
+use deadpool_postgres::Transaction;
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use postgres_types::{ToSql, Type};
 use semver::Version;
 use serde::de::DeserializeOwned;
@@ -16,7 +17,6 @@ use serde::de::DeserializeOwned;
 use super::row::{ColumnArray, ColumnDefinition, Key, Row, stable_hash};
 use super::{Decoded, Load, Project, ProjectError};
 use crate::store::statements::Sql;
-use crate::store::{On, Store};
 use crate::words::event::{RawEvent, Recorded};
 use crate::words::names::StreamName;
 use crate::words::state::Delivery;
@@ -136,6 +136,8 @@ pub trait FoldTable<E>: Send + Sync {
     #[doc(hidden)]
     fn definition(&self) -> TableDefinition;
     #[doc(hidden)]
+    fn writes(&self) -> Writes<'_>;
+    #[doc(hidden)]
     fn touch<'p>(&'p self, events: &[Recorded<E>]) -> Box<dyn Touched<E> + 'p>;
 }
 
@@ -146,6 +148,10 @@ pub struct TableDefinition {
     pub(crate) table: String,
     pub(crate) indexes: String,
 }
+
+/// The statements with which a table is written.
+#[doc(hidden)]
+pub struct Writes<'t>([&'t Sql; 2]);
 
 /// The rows of one table that a batch touches.
 #[doc(hidden)]
@@ -269,6 +275,10 @@ impl<T: Fold> TableOf<T> {
 impl<T: Fold> FoldTable<T::Event> for TableOf<T> {
     fn definition(&self) -> TableDefinition {
         TableDefinition { table: self.definition.clone(), indexes: self.indexes.clone() }
+    }
+
+    fn writes(&self) -> Writes<'_> {
+        Writes([&self.upsert, &self.delete])
     }
 
     fn touch<'p>(&'p self, events: &[Recorded<T::Event>]) -> Box<dyn Touched<T::Event> + 'p> {
@@ -420,6 +430,10 @@ impl<E: DeserializeOwned + Send + Sync + 'static> Project for Folding<E> {
         false
     }
 
+    fn writes(&self) -> Vec<&Sql> {
+        self.tables.iter().flat_map(|table| table.writes().0).collect()
+    }
+
     fn decode<'p>(&'p self, events: &[RawEvent]) -> Result<Box<dyn Decoded + 'p>, ProjectError> {
         let decoded = super::decode_all(events)?;
         let types = events.iter().map(|event| event.event_type.clone()).collect();
@@ -470,43 +484,29 @@ impl<E: Send + Sync> Decoded for FoldBatch<'_, E> {
         super::place_all(&mut self.decoded, placed);
     }
 
-    fn apply<'t>(
-        mut self: Box<Self>,
-        on: On<'t>,
-        store: &'t Store,
-        loaded: Vec<Vec<tokio_postgres::Row>>,
-    ) -> BoxFuture<'t, Result<(), ProjectError>>
-    where
-        Self: 't,
-    {
-        async move {
-            let mut loaded = loaded.into_iter();
-            for touched in &mut self.touched {
-                let rows = if touched.touches_any() { loaded.next().unwrap_or_default() } else { Vec::new() };
-                catch_unwind(AssertUnwindSafe(|| touched.fold(&rows, &self.decoded, &self.types)))
-                    .unwrap_or_else(|_| {
-                        Err(ProjectError::Panicked {
-                            position: self.decoded[0].position,
-                            event_type: self.types[0].clone(),
-                        })
-                    })?;
+    fn fold(&mut self, mut loaded: &[Vec<tokio_postgres::Row>]) -> Result<(), ProjectError> {
+        for touched in &mut self.touched {
+            if !touched.touches_any() {
+                continue;
             }
-            let writes: Vec<LoadRows<'_>> =
-                self.touched.iter().flat_map(|touched| touched.writes()).collect();
-            let mut ready = Vec::with_capacity(writes.len());
-            for LoadRows(write) in &writes {
-                ready.push(store.ready(on, write.sql).await?);
-            }
-            // All at once: different tables, or different rows of one.
-            let sent = ready
-                .iter()
-                .zip(&writes)
-                .map(|(ready, LoadRows(write))| async move { ready.query(on, &write.params()).await });
-            for written in join_all(sent).await {
-                written?;
-            }
-            Ok(())
+            let (own, rest) = loaded.split_first().expect("BUG: a table was touched and not loaded");
+            loaded = rest;
+            let folding = catch_unwind(AssertUnwindSafe(|| touched.fold(own, &self.decoded, &self.types)));
+            folding.unwrap_or_else(|_| {
+                Err(ProjectError::Panicked {
+                    position: self.decoded[0].position,
+                    event_type: self.types[0].clone(),
+                })
+            })?;
         }
-        .boxed()
+        Ok(())
+    }
+
+    fn writes(&self) -> Vec<Load<'_>> {
+        self.touched.iter().flat_map(|touched| touched.writes()).map(|LoadRows(write)| write).collect()
+    }
+
+    fn run<'t>(&'t self, _tx: &'t Transaction<'_>) -> BoxFuture<'t, Result<(), ProjectError>> {
+        ready(Ok(())).boxed()
     }
 }

@@ -5,13 +5,14 @@ pub(crate) mod fold;
 pub(crate) mod row;
 pub(crate) mod sql;
 
+use deadpool_postgres::Transaction;
 use futures_util::future::BoxFuture;
 use postgres_types::ToSql;
 use semver::Version;
 use tokio_postgres::Row;
 
+use crate::store::StoreError;
 use crate::store::statements::Sql;
-use crate::store::{On, StoreError};
 use crate::words::event::RawEvent;
 use crate::words::names::ProjectorName;
 use crate::words::plan::Target;
@@ -123,11 +124,13 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 pub(crate) trait Project: Send + Sync + 'static {
     /// Whether its batches want the caller's transaction in hand, and not just a connection on which one was begun.
     fn needs_transaction(&self) -> bool;
+    /// The statements with which its batches write rows, so that they can be made ready before.
+    fn writes(&self) -> Vec<&Sql>;
     /// Decodes a batch and works out what it touches. The events are of the projector's types, in position order.
     fn decode<'p>(&'p self, events: &[RawEvent]) -> Result<Box<dyn Decoded + 'p>, ProjectError>;
 }
 
-/// A statement to run before the batch is applied, with its parameters.
+/// A statement over the rows of a batch, with its parameters.
 pub(crate) struct Load<'d> {
     pub(crate) sql: &'d Sql,
     pub(crate) params: Vec<Box<dyn ToSql + Sync + Send + 'd>>,
@@ -156,15 +159,12 @@ pub(crate) trait Decoded: Send + Sync {
     fn unseen(&self, loaded: &[Vec<Row>]) -> Result<Vec<Load<'_>>, ProjectError>;
     /// The events' places, once the log has given them (an inline projector decodes before the append).
     fn place(&mut self, placed: &[RawEvent]);
-    /// Projects: turns loaded rows and events into writes, and writes.
-    fn apply<'t>(
-        self: Box<Self>,
-        on: On<'t>,
-        store: &'t crate::store::Store,
-        loaded: Vec<Vec<Row>>,
-    ) -> BoxFuture<'t, Result<(), ProjectError>>
-    where
-        Self: 't;
+    /// Folds the events into the rows that were loaded.
+    fn fold(&mut self, loaded: &[Vec<Row>]) -> Result<(), ProjectError>;
+    /// The statements that write the rows as the fold left them; they may be sent together.
+    fn writes(&self) -> Vec<Load<'_>>;
+    /// Runs SQL of the projector's own.
+    fn run<'t>(&'t self, tx: &'t Transaction<'_>) -> BoxFuture<'t, Result<(), ProjectError>>;
 }
 
 /// A projector version as this build registers it.

@@ -11,7 +11,7 @@ use tokio_postgres::Row;
 
 use super::row::stable_hash;
 use super::{BoxError, Decoded, Load, Project, ProjectError};
-use crate::store::{On, Store};
+use crate::store::statements::Sql;
 use crate::words::event::{RawEvent, Recorded};
 use crate::words::names::StreamName;
 use crate::words::state::Delivery;
@@ -119,6 +119,10 @@ impl<P: SqlProjector> Project for Running<P> {
         true
     }
 
+    fn writes(&self) -> Vec<&Sql> {
+        Vec::new()
+    }
+
     fn decode<'p>(&'p self, events: &[RawEvent]) -> Result<Box<dyn Decoded + 'p>, ProjectError> {
         let decoded = super::decode_all(events)?;
         let types = events.iter().map(|event| event.event_type.clone()).collect();
@@ -160,19 +164,16 @@ impl<P: SqlProjector> Decoded for SqlBatch<'_, P> {
         super::place_all(&mut self.decoded, placed);
     }
 
-    fn apply<'t>(
-        self: Box<Self>,
-        on: On<'t>,
-        _store: &'t Store,
-        _loaded: Vec<Vec<Row>>,
-    ) -> BoxFuture<'t, Result<(), ProjectError>>
-    where
-        Self: 't,
-    {
+    fn fold(&mut self, _loaded: &[Vec<Row>]) -> Result<(), ProjectError> {
+        Ok(())
+    }
+
+    fn writes(&self) -> Vec<Load<'_>> {
+        Vec::new()
+    }
+
+    fn run<'t>(&'t self, tx: &'t Transaction<'_>) -> BoxFuture<'t, Result<(), ProjectError>> {
         async move {
-            let On::Transaction(tx) = on else {
-                panic!("BUG: a SQL projector was run outside a transaction");
-            };
             let batch = Batch { events: &self.decoded, schema: &self.running.schema };
             let projecting = self.running.projector.project(batch, tx);
             match AssertUnwindSafe(projecting).catch_unwind().await {

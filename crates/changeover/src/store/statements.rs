@@ -42,8 +42,10 @@ macro_rules! statements {
 statements! {
     append(INT8, TEXT, INT8, TEXT_ARRAY, JSON_ARRAY, JSON_ARRAY);
     append_at(INT8, TEXT, INT8, TEXT_ARRAY, JSON_ARRAY, JSON_ARRAY);
+    append_new(INT8, TEXT, TEXT_ARRAY, JSON_ARRAY, JSON_ARRAY);
+    append_first(INT8, TEXT, TEXT, JSON, JSON);
     lock_stream(TEXT, INT8);
-    lock_keys(INT4_ARRAY, INT8);
+    lock_keys(INT4_ARRAY, INT8, TEXT);
     holds_lease();
     horizon();
     in_flight();

@@ -3,6 +3,5 @@
 -- Nothing is locked if the append is going to be refused: its transaction may then wait for an activation, which may be waiting
 -- for somebody who wants this lock.
 -- $1 stream  $2 generation decided upon
-SELECT pg_advisory_xact_lock('{schema}.event_position'::regclass::oid::integer, hashtext($1))::text AS held
-FROM {schema}.generation g
-WHERE g.last_value = $2;
+SELECT CASE WHEN pg_sequence_last_value('{schema}.generation') = $2
+       THEN pg_advisory_xact_lock('{schema}.event_position'::regclass::oid::integer, hashtext($1))::text END AS held;
