@@ -52,6 +52,11 @@ CREATE TABLE {schema}.checkpoints (
     -- True while appends keep these rows current themselves; `position` then is the horizon of the last activation.
     inline             boolean     NOT NULL DEFAULT false,
     tables_fingerprint text        NOT NULL,
+    -- While several shards replay these tables: the position at which they meet. Their own checkpoints are those of shards 1
+    -- and up; shard 0 is the tables as a whole, which nobody feeds meanwhile.
+    parallel_to        bigint,
+    -- False until the secondary indexes are there: they are built once the bulk of the log has been replayed.
+    indexed            boolean     NOT NULL DEFAULT true,
     stalled_since      timestamptz,
     error              text,
     error_position     bigint,

@@ -9,7 +9,8 @@ use tokio_postgres::Client;
 use crate::operator::Operator;
 use crate::orders::{place, placed, stream};
 use crate::releases::{
-    Held, SOON, Writers, active, hasty, instance_of, more_events, newest_outcome, release, wrong_rows,
+    Held, SOON, Writers, active, hasty, instance_of, more_events, newest_outcome, release, replay_one,
+    wrong_rows,
 };
 
 /// Of the pauses that are meant to end by their deadline.
@@ -247,7 +248,7 @@ async fn a_late_operator_does_not_end_the_pause_of_the_one_before() {
     let error = old.activate(&hasty(), &|_| {}).await.err();
     assert!(error.is_none_or(|error| is_beaten(&error)));
     let third = instance_of(&database, "totals").await;
-    let _ = third.replay(&"totals".parse().unwrap(), "somebody", 0, &|_| {}).await.unwrap();
+    let _ = replay_one(&third, &"totals".parse().unwrap(), &|_| {}).await.unwrap();
     let _ = first.outcome().await.unwrap();
     assert_eq!(active(&client).await, "orders 2.0.0");
     assert_eq!(wrong_rows(&client, "orders_v2").await, 0);

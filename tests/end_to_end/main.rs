@@ -16,6 +16,7 @@ mod migration;
 mod old_appends;
 mod operator;
 mod orders;
+mod parallel;
 mod pooler;
 mod projectors;
 mod publisher;

@@ -10,7 +10,7 @@ use changeover_testkit::{Database, Process};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::releases::{SOON, phase, release};
+use crate::releases::{SOON, phase, release, replay_one};
 
 const ORDER: &str = "CHANGEOVER_TEST_ORDER";
 
@@ -146,7 +146,7 @@ async fn child() {
         Task::Replay { projector, stop_after } => {
             let (stop, projector) = (Once::default(), projector.parse().unwrap());
             let on_progress = |progress: &ReplayProgress| stop.here(progress.events >= stop_after);
-            end(changeover.replay(&projector, "the child", 0, &on_progress).await);
+            end(replay_one(&changeover, &projector, &on_progress).await);
         }
     }
 }

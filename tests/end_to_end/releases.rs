@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use changeover::semver::Version;
 use changeover::tokio_postgres::Client;
 use changeover::{
-    ActivateError, ActivateOptions, Activated, ActivationProgress, AppendError, Changeover, Configuration,
-    Delivery, Expected, FoldProjector,
+    ActivateError, ActivateOptions, Activated, ActivationProgress, AppendError, CaughtUp, Changeover,
+    Configuration, Delivery, Expected, FoldProjector, ProjectorName, ReplayError, ReplayOptions,
+    ReplayProgress,
 };
 use changeover_testkit::Database;
 use tokio::task::JoinHandle;
@@ -19,6 +20,17 @@ use crate::orders::{
     InlineOrders1, InlineOrders2, Order, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals,
     placed, stream,
 };
+
+/// Replays one projector to the end of the log.
+pub(crate) async fn replay_one(
+    instance: &Changeover,
+    projector: &ProjectorName,
+    on_progress: &(dyn Fn(&ReplayProgress) + Send + Sync),
+) -> Result<CaughtUp, ReplayError> {
+    let mut done =
+        instance.replay(std::slice::from_ref(projector), &ReplayOptions::default(), on_progress).await?;
+    Ok(done.remove(0))
+}
 
 /// Long enough for anything that comes at all.
 pub(crate) const SOON: Duration = Duration::from_secs(20);

@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 
 use crate::operator::Operator;
 use crate::orders::{OrderEvent, instance, place};
-use crate::releases::{SOON, active, hasty, instance_of};
+use crate::releases::{SOON, active, hasty, instance_of, replay_one};
 
 /// Notes every item that it sees, and fails at those of 113 cents until it is mended. The key makes twice an error.
 struct Fussy<const MAJOR: u64, const MINOR: u64> {
@@ -75,7 +75,7 @@ async fn a_replay_stops_at_the_event_that_it_cannot_project_and_goes_on_once_it_
     let operator = instance(&database, fussy::<1, 0>(&mended)).await;
     let name = "fussy".parse().unwrap();
     for _ in 0..2 {
-        let error = operator.replay(&name, "test", 0, &|_| {}).await.unwrap_err();
+        let error = replay_one(&operator, &name, &|_| {}).await.unwrap_err();
         let ReplayError::Projector { projector, version, position, event_type, source } = &error else {
             panic!("{error:?}")
         };
@@ -92,7 +92,7 @@ async fn a_replay_stops_at_the_event_that_it_cannot_project_and_goes_on_once_it_
     assert_eq!(active(&client).await, "");
 
     mended.store(true, Ordering::Relaxed);
-    let caught_up = operator.replay(&name, "test", 0, &|_| {}).await.unwrap().progress;
+    let caught_up = replay_one(&operator, &name, &|_| {}).await.unwrap().progress;
     let end = operator.horizon().await.unwrap();
     assert_eq!((caught_up.position, caught_up.horizon, caught_up.lag_events()), (end, end, 0));
     assert_eq!(caught_up.events, u64::try_from(end.get() - poison + 1).unwrap(), "it did something twice");
@@ -115,7 +115,7 @@ async fn a_replay_that_was_killed_goes_on_at_its_checkpoint() {
     };
     assert_eq!(total().await.0, 1_000);
     let operator = instance_of(&database, "totals").await;
-    let caught_up = operator.replay(&"totals".parse().unwrap(), "test", 0, &|_| {}).await.unwrap().progress;
+    let caught_up = replay_one(&operator, &"totals".parse().unwrap(), &|_| {}).await.unwrap().progress;
     assert_eq!(caught_up.events, 2_000);
     assert_eq!(total().await, (3_000, 30 * (0..100).map(|n| 100 + n).sum::<i64>()));
 }
@@ -134,7 +134,7 @@ async fn processes_that_replay_the_same_version_share_the_work() {
     for _ in 0..2 {
         let other = instance_of(&database, "totals").await;
         others.push(tokio::spawn(async move {
-            other.replay(&"totals".parse().unwrap(), "test", 0, &|_| {}).await.unwrap().progress.events
+            replay_one(&other, &"totals".parse().unwrap(), &|_| {}).await.unwrap().progress.events
         }));
     }
     first.go_on();
@@ -185,7 +185,7 @@ async fn a_stalled_version_cannot_be_fed_before_a_switch_and_so_is_not_activated
     }
     assert_eq!(active(&client).await, "fussy 2.0.0");
     let name = "fussy".parse().unwrap();
-    let error = old.replay(&name, "test", 0, &|_| {}).await.unwrap_err();
+    let error = replay_one(&old, &name, &|_| {}).await.unwrap_err();
     assert!(matches!(error, ReplayError::Stalled { .. }), "{error:?}");
 
     // Mended and told so, it goes.

@@ -44,7 +44,7 @@ use changeover_testkit::{Database, eventually};
 use tokio_postgres::Client;
 
 use crate::orders::{OrderEvent, place, placed, stream};
-use crate::releases::{Held, SOON, active, events, hasty, instance_of, release, wrong_rows};
+use crate::releases::{Held, SOON, active, events, hasty, instance_of, release, replay_one, wrong_rows};
 
 pub(crate) async fn activate(changeover: &Changeover) {
     let _ = changeover.activate(&hasty(), &|_| {}).await.unwrap();
@@ -101,7 +101,7 @@ async fn replaying_the_same_version_again_is_possible() {
     for round in 2..4 {
         let _ = instance.deactivate(&orders, &hasty()).await.unwrap();
         place(&instance, &format!("order-{round}"), 2).await;
-        let _ = instance.replay(&orders, "test", 0, &|_| {}).await.unwrap();
+        let _ = replay_one(&instance, &orders, &|_| {}).await.unwrap();
         assert_eq!(wrong_rows(&client, "orders_v1").await, 0);
         activate(&instance).await;
         assert_eq!(active(&client).await, "orders 1.0.0, totals 1.0.0");
@@ -236,7 +236,7 @@ async fn tables_that_are_not_ours_are_never_touched() {
         .await
         .unwrap();
     let new = instance_of(&database, "2.0.0").await;
-    let error = new.replay(&"orders".parse().unwrap(), "test", 0, &|_| {}).await.unwrap_err();
+    let error = replay_one(&new, &"orders".parse().unwrap(), &|_| {}).await.unwrap_err();
     let ReplayError::Register(RegisterError::ForeignTables { schema, .. }) = &error else {
         panic!("{error:?}")
     };
@@ -254,7 +254,7 @@ async fn live_tables_are_not_replayed_into() {
     place(&live, "order", 1).await;
     for name in ["1.0.0", "1.0.1", "1.1.0"] {
         let operator = instance_of(&database, name).await;
-        let error = operator.replay(&"orders".parse().unwrap(), "test", 0, &|_| {}).await.unwrap_err();
+        let error = replay_one(&operator, &"orders".parse().unwrap(), &|_| {}).await.unwrap_err();
         assert!(matches!(error, ReplayError::NotReplaying { .. }), "{name}: {error:?}");
         assert!(error.to_string().contains(&format!("orders {name} is")), "{error}");
     }
@@ -287,7 +287,7 @@ async fn two_major_versions_write_tables_of_their_own() {
     let running = old.start();
     place(&old, "first", 1).await;
     let orders = "orders".parse().unwrap();
-    let _ = new.replay(&orders, "test", 0, &|_| {}).await.unwrap();
+    let _ = replay_one(&new, &orders, &|_| {}).await.unwrap();
     place(&old, "second", 1).await;
     published(&old, "orders").await;
     let rows = async |schema: &str| {
@@ -356,7 +356,7 @@ async fn errors_hold_no_event_data() {
     let secret = [Other::ItemAdded { cents: "iban-4711-secret" }];
     writer.append(&stream("order"), Expected::Any, &secret).await.unwrap();
     let operator = instance_of(&database, "totals").await;
-    let error = operator.replay(&"totals".parse().unwrap(), "test", 0, &|_| {}).await.unwrap_err();
+    let error = replay_one(&operator, &"totals".parse().unwrap(), &|_| {}).await.unwrap_err();
     let said = everything_said(&error);
     assert!(said.contains("ItemAdded") && !said.contains("4711"), "{said}");
     let error = operator.activate(&hasty(), &|_| {}).await.unwrap_err();

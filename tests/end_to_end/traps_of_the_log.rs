@@ -11,7 +11,7 @@ use changeover::{
 use changeover_testkit::{Cluster, Database, eventually};
 
 use crate::orders::{OrderEvent, instance, place, placed, stream};
-use crate::releases::{SOON, instance_of, wrong_rows};
+use crate::releases::{SOON, instance_of, replay_one, wrong_rows};
 use crate::traps::{activate, published};
 
 static BATCHES: Mutex<Vec<usize>> = Mutex::new(Vec::new());
@@ -41,7 +41,7 @@ async fn a_replay_takes_the_log_in_bounded_batches() {
     let large: Vec<OrderEvent> = (0..30).map(|_| placed(&mebibyte)).collect();
     writer.append(&stream("large"), Expected::Any, &large).await.unwrap();
     let operator = instance(&database, Configuration::new().sql(Sizes).unwrap()).await;
-    let _ = operator.replay(&"sizes".parse().unwrap(), "test", 0, &|_| {}).await.unwrap();
+    let _ = replay_one(&operator, &"sizes".parse().unwrap(), &|_| {}).await.unwrap();
     let batches = BATCHES.lock().unwrap().clone();
     assert_eq!(batches.iter().sum::<usize>(), 2_501 + 30);
     assert_eq!(batches.iter().max(), Some(&1_000));

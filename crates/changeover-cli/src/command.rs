@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use changeover::{ActivateOptions, Builder, Changeover, Position, ProjectorName, SchemaName};
+use changeover::{
+    ActivateOptions, Builder, Changeover, Pace, Position, ProjectorName, ReplayOptions, SchemaName, Throttle,
+};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Subcommand};
 
@@ -92,9 +94,63 @@ pub struct ReplayArgs {
     /// Stop once at most this many events are left
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(i64).range(0..))]
     pub lag_events: i64,
+    /// How fast.
+    #[command(flatten)]
+    pub pace: PaceArgs,
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
+}
+
+impl ReplayArgs {
+    pub(crate) fn options(&self) -> ReplayOptions {
+        ReplayOptions {
+            requested_by: self.who.requested_by(),
+            lag_events: self.lag_events,
+            limit: None,
+            pace: self.pace.pace(),
+        }
+    }
+}
+
+/// How fast a replay goes, and at whose expense.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Pace of a replay")]
+pub struct PaceArgs {
+    /// About how much memory its rows and events may take up, such as 512MiB
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size)]
+    pub memory: usize,
+    /// How many connections its bulk may keep busy
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(3..))]
+    pub max_connections: u16,
+    /// How often rows and checkpoints are written: what a process that is killed costs at most
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration_above_zero)]
+    pub checkpoint_every: Duration,
+    /// No more events a second than this; any number unless given
+    #[arg(long, value_name = "EVENTS/S", value_parser = clap::value_parser!(u32).range(1..))]
+    pub throttle: Option<u32>,
+    /// Pause while the commit of a small write takes longer than this
+    #[arg(long, value_name = "DURATION", value_parser = duration_above_zero)]
+    pub pause_above_commit_latency: Option<Duration>,
+    /// Pause while a standby lags further behind than this
+    #[arg(long, value_name = "DURATION", value_parser = duration_above_zero)]
+    pub pause_above_replication_lag: Option<Duration>,
+}
+
+impl PaceArgs {
+    fn pace(&self) -> Pace {
+        Pace {
+            memory_bytes: self.memory,
+            max_connections: usize::from(self.max_connections),
+            checkpoint_every: self.checkpoint_every,
+            throttle: Throttle {
+                events_per_sec: self.throttle,
+                commit_latency: self.pause_above_commit_latency,
+                replication_lag: self.pause_above_replication_lag,
+            },
+            ..Pace::default()
+        }
+    }
 }
 
 /// What `activate-configuration` is told.
@@ -112,6 +168,9 @@ pub struct ActivateArgs {
     /// Only show what would be done; ends with 1 where something stands in the way
     #[arg(long)]
     pub dry_run: bool,
+    /// How fast what has to be replayed is replayed.
+    #[command(flatten)]
+    pub pace: PaceArgs,
     /// The pause.
     #[command(flatten)]
     pub pause: PauseArgs,
@@ -126,6 +185,7 @@ impl ActivateArgs {
             wait_for_instances: self.wait_for_instances,
             instances_timeout: self.instances_timeout,
             catch_up_timeout: self.catch_up_timeout,
+            pace: self.pace.pace(),
             ..self.pause.options(&self.who)
         }
     }
@@ -295,6 +355,28 @@ fn duration_above_zero(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be more than nothing".to_owned()),
         duration => Ok(duration),
+    }
+}
+
+/// A number of bytes, with a unit if it is not plain bytes.
+fn size(text: &str) -> Result<usize, String> {
+    const UNITS: [(&str, usize); 8] = [
+        ("GiB", 1 << 30),
+        ("MiB", 1 << 20),
+        ("KiB", 1 << 10),
+        ("GB", 1_000_000_000),
+        ("MB", 1_000_000),
+        ("KB", 1_000),
+        ("B", 1),
+        ("", 1),
+    ];
+    let (unit, factor) = UNITS.iter().find(|(unit, _)| text.ends_with(unit)).expect("the last one fits");
+    let number = text[..text.len() - unit.len()].trim();
+    let bytes = number.parse::<usize>().ok().and_then(|number| number.checked_mul(*factor));
+    match bytes {
+        Some(bytes) if bytes >= 16 << 20 => Ok(bytes),
+        Some(_) => Err("at least 16MiB".to_owned()),
+        None => Err("examples: 512MiB, 2GiB".to_owned()),
     }
 }
 

@@ -91,19 +91,17 @@ async fn replay(changeover: &Changeover, args: &ReplayArgs, progress: &Progress)
         let replayed = plan.steps.iter().filter(|step| matches!(step, Step::Replay { .. }));
         projectors.extend(replayed.map(|step| step.projector().clone()));
     }
-    let who = args.who.requested_by();
     let on_progress = |replayed: &_| progress.replaying(replayed);
-    let mut replayed = Vec::new();
-    for projector in &projectors {
-        // What it did not commit is rolled back; the checkpoint says where to go on.
-        replayed.push(tokio::select! {
-            caught_up = changeover.replay(projector, &who, args.lag_events, &on_progress) => caught_up?,
-            signal = interrupts.next() => {
-                return Err(Failure::interrupted(format!("{signal}: the replay of {projector} was stopped"))
-                    .next("run `replay` again: it goes on from there"));
-            }
-        });
-    }
+    let options = args.options();
+    // What it did not commit is rolled back; the checkpoint says where to go on.
+    let replayed = tokio::select! {
+        caught_up = changeover.replay(&projectors, &options, &on_progress) => caught_up?,
+        signal = interrupts.next() => {
+            let names: Vec<&str> = projectors.iter().map(ProjectorName::as_str).collect();
+            return Err(Failure::interrupted(format!("{signal}: the replay of {} was stopped", names.join(", ")))
+                .next("run `replay` again: it goes on from there"));
+        }
+    };
     Ok(Report::done(tables::replayed(&replayed), documents::replayed(&replayed)))
 }
 

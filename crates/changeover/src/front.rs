@@ -20,7 +20,7 @@ use crate::log::append::{Appended, Appending, NewEvents};
 use crate::log::error::AppendError;
 use crate::log::read::{self, ReadError, Reader};
 use crate::publisher;
-use crate::replayer::{self, CaughtUp, ReplayError, ReplayProgress};
+use crate::replayer::{self, CaughtUp, ReplayError, ReplayOptions, ReplayProgress};
 use crate::status::{Status, status};
 use crate::store::{Path, StoreError};
 use crate::wake::Waker;
@@ -313,22 +313,24 @@ impl Changeover {
         activation::plan_for(&self.core).await
     }
 
-    /// Feeds history to one projector of this configuration, beside the version that is active, until at most
-    /// `lag_events` are left. Goes on where an earlier call stopped.
+    /// Feeds history to projectors of this configuration, beside the versions that are active, until at most
+    /// `options.lag_events` are left. Goes on where an earlier call stopped. Several projectors read the log once.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReplayError`]. What was replayed until then is kept.
     pub async fn replay(
         &self,
-        projector: &ProjectorName,
-        requested_by: &str,
-        lag_events: i64,
+        projectors: &[ProjectorName],
+        options: &ReplayOptions,
         on_progress: &(dyn Fn(&ReplayProgress) + Send + Sync),
-    ) -> Result<CaughtUp, ReplayError> {
-        let registered = self
-            .core
-            .configuration
-            .projectors
-            .get(projector)
-            .ok_or_else(|| ReplayError::NotOurs(projector.clone()))?;
-        replayer::replay(&self.core, registered, requested_by, lag_events, None, on_progress).await
+    ) -> Result<Vec<CaughtUp>, ReplayError> {
+        let own = &self.core.configuration.projectors;
+        let mut wanted = Vec::with_capacity(projectors.len());
+        for name in projectors {
+            wanted.push(own.get(name).cloned().ok_or_else(|| ReplayError::NotOurs(name.clone()))?);
+        }
+        replayer::replay(&self.core, &wanted, options, on_progress).await
     }
 
     /// Makes this configuration the active one: replays what has to be replayed, catches up, and switches all projectors

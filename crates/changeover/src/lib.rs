@@ -55,7 +55,7 @@ pub use crate::projector::row::{Column, ColumnDefinition, Key, Row};
 pub use crate::projector::sql::{Batch, SqlProjector};
 pub use crate::projector::{BoxError, ProjectError};
 pub use crate::registration::RegisterError;
-pub use crate::replayer::{CaughtUp, ReplayError, ReplayProgress};
+pub use crate::replayer::{CaughtUp, Pace, ReplayError, ReplayOptions, ReplayProgress, Throttle};
 pub use crate::status::{OpenActivation, ProjectorStatus, Stall, Status, TablesStatus};
 pub use crate::store::migrate::MigrateError;
 pub use crate::store::{Path, StoreError};

@@ -69,6 +69,20 @@ pub(crate) async fn registry(store: &Store, client: &Client) -> Result<Registry,
     })
 }
 
+/// Whether the secondary indexes of a version's tables are there.
+pub(crate) async fn is_indexed(
+    store: &Store,
+    client: &Client,
+    registered: &Registered,
+) -> Result<bool, StoreError> {
+    let rows = store.query(client, &store.sql.checkpoints, &[]).await?;
+    let own = rows.iter().find(|row| {
+        row.get::<_, &str>("projector") == registered.target.projector.as_str()
+            && rows::major(row) == registered.target.version.major
+    });
+    Ok(own.is_none_or(|row| row.get("indexed")))
+}
+
 /// What stands in the way of running this configuration at all.
 pub(crate) fn obstacles<'a>(
     configuration: &'a Configuration,
@@ -93,7 +107,7 @@ pub(crate) async fn register(
         if let Some(obstacle) = obstacle(&registered.target, &registry.known, &registry.tables) {
             return Err(obstacle.into());
         }
-        create_tables(store, client, registered, false, &registry).await?;
+        create_tables(store, client, registered, false, false, &registry).await?;
         let changed = insert(store, client, registered, ProjectorState::Replaying, who).await?;
         Ok(if changed { Changed::Yes } else { Changed::No })
     })
@@ -125,7 +139,7 @@ pub(crate) async fn assume(
                 refused = Some(Refused::HistoryIsMissing { projector, version });
                 return Ok(Changed::Undo);
             }
-            match create_tables(store, client, registered, inline, &registry).await {
+            match create_tables(store, client, registered, inline, true, &registry).await {
                 Ok(()) => {}
                 Err(RegisterError::Store(error)) => return Err(error),
                 Err(error) => {
@@ -212,6 +226,7 @@ async fn create_tables(
     client: &Client,
     registered: &Registered,
     inline: bool,
+    with_indexes: bool,
     registry: &Registry,
 ) -> Result<(), RegisterError> {
     let target = &registered.target;
@@ -225,7 +240,9 @@ async fn create_tables(
     if row.get("present") {
         return Err(RegisterError::ForeignTables { schema, projector, version });
     }
-    let ddl = format!("CREATE SCHEMA {schema};\n{}", registered.ddl);
+    // What is replayed gets its secondary indexes once the bulk of the log is in.
+    let indexes = if with_indexes { registered.indexes.all() } else { String::new() };
+    let ddl = format!("CREATE SCHEMA {schema};\n{}{indexes}", registered.tables);
     client.batch_execute(&ddl).await.map_err(|source| RegisterError::Ddl {
         projector,
         version,
@@ -236,7 +253,7 @@ async fn create_tables(
         .query_one(
             client,
             &store.sql.create_checkpoint,
-            &[&target.projector.as_str(), &registered.major(), &inline, &tables_fingerprint],
+            &[&target.projector.as_str(), &registered.major(), &inline, &tables_fingerprint, &with_indexes],
         )
         .await?;
     Ok(())

@@ -23,7 +23,7 @@ use crate::expiry::{expire, paused_by};
 use crate::in_flight::Blocker;
 use crate::projector::Registered;
 use crate::registration::{self, RegisterError, Registry};
-use crate::replayer::{ReplayError, ReplayProgress};
+use crate::replayer::{Pace, ReplayError, ReplayProgress};
 use crate::store::StoreError;
 use crate::words::decision::Versions;
 use crate::words::names::ProjectorName;
@@ -47,6 +47,8 @@ pub struct ActivateOptions {
     pub catch_up_timeout: Duration,
     /// How close that is: what is fed during the pause.
     pub catch_up_lag_events: i64,
+    /// How fast what has to be replayed is replayed.
+    pub pace: Pace,
     /// How long to wait, before the pause, until no append is older than half the
     /// [`pause_limit`](Self::pause_limit).
     pub drain_timeout: Duration,
@@ -62,6 +64,7 @@ impl Default for ActivateOptions {
             instances_timeout: Duration::from_mins(5),
             catch_up_timeout: Duration::from_hours(24),
             catch_up_lag_events: 200,
+            pace: Pace::default(),
             drain_timeout: Duration::from_secs(30),
             pause_limit: Duration::from_secs(2),
         }

@@ -10,7 +10,7 @@ use crate::core::Core;
 use crate::in_flight::{self, Blocker};
 use crate::instances;
 use crate::registration;
-use crate::replayer::{self, ReplayProgress};
+use crate::replayer::{self, ReplayOptions, ReplayProgress};
 use crate::words::plan::{Plan, Step};
 
 /// How often is looked whether what we wait for has happened.
@@ -49,22 +49,17 @@ async fn catch_up(
     on_progress: OnActivation<'_>,
 ) -> Result<(), ActivateError> {
     let report = |progress: &ReplayProgress| on_progress(ActivationProgress::Replaying(progress.clone()));
-    for step in &plan.steps {
-        if let Step::Replay { projector, .. } = step {
-            let registered = &core.configuration.projectors[projector];
-            let limit = Some(options.catch_up_timeout);
-            replayer::replay(
-                core,
-                registered,
-                &options.requested_by,
-                options.catch_up_lag_events,
-                limit,
-                &report,
-            )
-            .await
-            .map(drop)?;
-        }
-    }
+    let replayed = plan.steps.iter().filter_map(|step| match step {
+        Step::Replay { projector, .. } => Some(core.configuration.projectors[projector].clone()),
+        _ => None,
+    });
+    let replay = ReplayOptions {
+        requested_by: options.requested_by.clone(),
+        lag_events: options.catch_up_lag_events,
+        limit: Some(options.catch_up_timeout),
+        pace: options.pace.clone(),
+    };
+    replayer::replay(core, &replayed.collect::<Vec<_>>(), &replay, &report).await?;
     Ok(())
 }
 

@@ -118,7 +118,7 @@ impl Reader {
 impl RawEvent {
     /// Decodes the event.
     pub fn decode<E: DeserializeOwned>(&self) -> Result<Recorded<E>, ReadError> {
-        codec::decode(&self.event_type, &self.recorded.data).map(|data| self.with_data(data)).map_err(
+        codec::decode(&self.event_type, self.recorded.data.get()).map(|data| self.with_data(data)).map_err(
             |reason| ReadError::Undecodable {
                 position: self.recorded.position,
                 event_type: self.event_type.clone(),

@@ -34,6 +34,25 @@ pub enum ConfigurationError {
     NoSchema(ProjectorName),
 }
 
+/// What creates secondary indexes.
+#[derive(Debug)]
+pub(crate) enum Indexes {
+    /// A statement for each, which does nothing where the index is there.
+    Each(Vec<String>),
+    /// All of them, to be run once.
+    Whole(String),
+}
+
+impl Indexes {
+    /// All of them in one piece.
+    pub(crate) fn all(&self) -> String {
+        match self {
+            Self::Each(statements) => statements.concat(),
+            Self::Whole(statements) => statements.clone(),
+        }
+    }
+}
+
 /// The projectors of one build of the application, each with its version.
 ///
 /// See [`FoldProjector`] and [`SqlProjector`] for what goes into it.
@@ -59,8 +78,8 @@ impl Configuration {
             let folding = Folding::of::<P>(schema);
             let definitions = folding.definitions();
             let tables: String = definitions.iter().map(|d| d.table.as_str()).collect();
-            let indexes: String = definitions.iter().map(|d| d.indexes.as_str()).collect();
-            Ok((tables, indexes, Box::new(folding) as Box<dyn Project>))
+            let indexes = definitions.into_iter().flat_map(|d| d.indexes).collect();
+            Ok((tables, Indexes::Each(indexes), Box::new(folding) as Box<dyn Project>))
         })
     }
 
@@ -79,7 +98,7 @@ impl Configuration {
             };
             let indexes = if P::INDEXES.is_empty() { String::new() } else { render(P::INDEXES) };
             let running = Running { projector, schema: schema.to_owned() };
-            Ok((render(P::TABLES), indexes, Box::new(running) as Box<dyn Project>))
+            Ok((render(P::TABLES), Indexes::Whole(indexes), Box::new(running) as Box<dyn Project>))
         })
     }
 
@@ -88,7 +107,10 @@ impl Configuration {
         name: &str,
         version: Version,
         delivery: Delivery,
-        build: impl FnOnce(&ProjectorName, &str) -> Result<(String, String, Box<dyn Project>), ConfigurationError>,
+        build: impl FnOnce(
+            &ProjectorName,
+            &str,
+        ) -> Result<(String, Indexes, Box<dyn Project>), ConfigurationError>,
     ) -> Result<Self, ConfigurationError> {
         let name: ProjectorName = name.parse()?;
         if self.projectors.contains_key(&name) {
@@ -108,7 +130,8 @@ impl Configuration {
         let registered = Registered {
             target: Target { projector: name.clone(), version, delivery, fingerprint, tables_fingerprint },
             event_types: types,
-            ddl: format!("{tables}{indexes}"),
+            tables,
+            indexes,
             schema,
             projector,
         };

@@ -3,10 +3,13 @@
 //! A batch costs one statement to load a table's rows, one to write and, where rows went away, one to delete them,
 //! whatever the number of events. Rows are folded in memory, in position order.
 
+use std::any::Any;
+use std::cell::Cell;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use deadpool_postgres::Transaction;
 use futures_util::future::{BoxFuture, FutureExt, ready};
@@ -14,7 +17,8 @@ use postgres_types::{ToSql, Type};
 use semver::Version;
 use serde::de::DeserializeOwned;
 
-use super::row::{ColumnArray, ColumnDefinition, Key, Row, stable_hash};
+use super::parallel::{self, Known, Parallel, Piece, ShardRows, ShardTable};
+use super::row::{ColumnArray, ColumnDefinition, Key, Row, hash_of, stable_hash};
 use super::{Decoded, Load, Project, ProjectError};
 use crate::store::statements::Sql;
 use crate::words::event::{RawEvent, Recorded};
@@ -139,6 +143,10 @@ pub trait FoldTable<E>: Send + Sync {
     fn writes(&self) -> Writes<'_>;
     #[doc(hidden)]
     fn touch<'p>(&'p self, events: &[Recorded<E>]) -> Box<dyn Touched<E> + 'p>;
+    #[doc(hidden)]
+    fn split(&self, events: &[Recorded<E>], shards: usize, at: &Cell<usize>) -> Box<dyn Any + Send + Sync>;
+    #[doc(hidden)]
+    fn shard(&self, shard: usize, known: Known) -> TableShard<E>;
 }
 
 /// The DDL of a table, schema and all.
@@ -146,8 +154,12 @@ pub trait FoldTable<E>: Send + Sync {
 #[derive(Debug)]
 pub struct TableDefinition {
     pub(crate) table: String,
-    pub(crate) indexes: String,
+    pub(crate) indexes: Vec<String>,
 }
+
+/// The rows of one table that one shard of a parallel replay holds.
+#[doc(hidden)]
+pub struct TableShard<E>(pub(super) Box<dyn ShardTable<E>>);
 
 /// The statements with which a table is written.
 #[doc(hidden)]
@@ -182,19 +194,35 @@ pub trait Touched<E>: Send + Sync {
 pub struct LoadRows<'d>(Load<'d>);
 
 struct TableOf<T> {
-    columns: Vec<ColumnDefinition>,
-    definition: String,
-    indexes: String,
-    load: Sql,
-    hold: Sql,
-    unseen: Sql,
-    upsert: Sql,
-    delete: Sql,
+    sql: Arc<TableSql>,
     row: PhantomData<fn() -> T>,
 }
 
 impl<T: Fold> TableOf<T> {
     fn new(schema: &str) -> Self {
+        Self { sql: Arc::new(TableSql::of::<T>(schema)), row: PhantomData }
+    }
+}
+
+/// What is said to the database about one table.
+#[derive(Debug)]
+pub(super) struct TableSql {
+    /// The types of the key's values.
+    pub(super) key_types: Vec<Type>,
+    pub(super) definition: String,
+    pub(super) indexes: Vec<String>,
+    pub(super) load: Sql,
+    hold: Sql,
+    unseen: Sql,
+    pub(super) upsert: Sql,
+    pub(super) delete: Sql,
+    pub(super) copy_in: String,
+    /// The types of the columns' values.
+    pub(super) types: Vec<Type>,
+}
+
+impl TableSql {
+    fn of<T: Row>(schema: &str) -> Self {
         let columns = T::columns();
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let table = format!("{}.{}", quoted(schema), quoted(T::TABLE));
@@ -230,7 +258,14 @@ impl<T: Fold> TableOf<T> {
         let indexes: Vec<String> = columns
             .iter()
             .filter(|column| column.index)
-            .map(|column| format!("CREATE INDEX ON {table} ({});\n", quoted(column.name)))
+            .map(|column| {
+                let name = index_name(T::TABLE, column.name);
+                format!(
+                    "CREATE INDEX IF NOT EXISTS {} ON {table} ({});\n",
+                    quoted(&name),
+                    quoted(column.name)
+                )
+            })
             .collect();
         let loaded = list(&all, &|name| format!("t.{name}"), ", ");
         let from_keys = format!("unnest({}) AS k ({key_names})", arrays(&keys));
@@ -239,7 +274,7 @@ impl<T: Fold> TableOf<T> {
                 "CREATE TABLE {table} (\n{},\n    PRIMARY KEY ({key_names})\n);\n",
                 definitions.join(",\n")
             ),
-            indexes: indexes.concat(),
+            indexes,
             load: Sql {
                 text: format!("SELECT {loaded} FROM {from_keys} JOIN {table} t ON {same_key}"),
                 types: types(&keys),
@@ -266,19 +301,40 @@ impl<T: Fold> TableOf<T> {
                 text: format!("DELETE FROM {table} t USING {from_keys} WHERE {same_key}"),
                 types: types(&keys),
             },
-            columns,
-            row: PhantomData,
+            copy_in: format!("COPY {table} ({names}) FROM STDIN (FORMAT binary)"),
+            types: columns.iter().map(ColumnDefinition::member).collect(),
+            key_types: keys.iter().map(|column| column.member()).collect(),
         }
     }
 }
 
+/// As PostgreSQL would name it; told apart by a hash where that would be cut off.
+fn index_name(table: &str, column: &str) -> String {
+    const MAX_BYTES: usize = 63;
+    let name = format!("{table}_{column}_idx");
+    if name.len() <= MAX_BYTES {
+        return name;
+    }
+    let hash = format!("_{:016x}_idx", stable_hash(0, name.as_bytes()));
+    let end = (0..=MAX_BYTES - hash.len()).rev().find(|end| name.is_char_boundary(*end)).unwrap_or_default();
+    format!("{}{hash}", &name[..end])
+}
+
 impl<T: Fold> FoldTable<T::Event> for TableOf<T> {
     fn definition(&self) -> TableDefinition {
-        TableDefinition { table: self.definition.clone(), indexes: self.indexes.clone() }
+        TableDefinition { table: self.sql.definition.clone(), indexes: self.sql.indexes.clone() }
     }
 
     fn writes(&self) -> Writes<'_> {
-        Writes([&self.upsert, &self.delete])
+        Writes([&self.sql.upsert, &self.sql.delete])
+    }
+
+    fn split(&self, events: &[Recorded<T::Event>], shards: usize, at: &Cell<usize>) -> Piece {
+        parallel::split::<T>(&self.sql, events, shards, at)
+    }
+
+    fn shard(&self, shard: usize, known: Known) -> TableShard<T::Event> {
+        TableShard(Box::new(ShardRows::<T>::new(self.sql.clone(), shard, known)))
     }
 
     fn touch<'p>(&'p self, events: &[Recorded<T::Event>]) -> Box<dyn Touched<T::Event> + 'p> {
@@ -292,9 +348,9 @@ impl<T: Fold> FoldTable<T::Event> for TableOf<T> {
                 }
             }
         }
-        let absent = |key| (key, Slot { row: None, existed: false });
+        let absent = |key| (key, Slot::<T> { row: None, existed: false });
         let rows = last_touched_at.into_keys().map(absent).collect();
-        Box::new(TouchedRows { table: self, keys, rows })
+        Box::new(TouchedRows { table: &self.sql, keys, rows })
     }
 }
 
@@ -306,39 +362,24 @@ struct Slot<T> {
 }
 
 struct TouchedRows<'p, T: Fold> {
-    table: &'p TableOf<T>,
+    table: &'p TableSql,
     /// The keys that each event touches, by the event's place in the batch.
     keys: Vec<(usize, T::Key)>,
     rows: HashMap<T::Key, Slot<T>>,
 }
 
-fn by_key<'d, K: Key>(sql: &'d Sql, keys: impl Iterator<Item = &'d K>) -> LoadRows<'d> {
-    LoadRows(Load { sql, params: boxed(ColumnArray::transpose(keys.map(Key::values))) })
+pub(super) fn by_key<'d, K: Key>(sql: &'d Sql, keys: impl Iterator<Item = &'d K>) -> Load<'d> {
+    Load { sql, params: boxed(ColumnArray::transpose(keys.map(Key::values))) }
 }
 
-fn boxed<'d>(columns: Vec<ColumnArray<'d>>) -> Vec<Box<dyn ToSql + Sync + Send + 'd>> {
+pub(super) fn boxed<'d>(columns: Vec<ColumnArray<'d>>) -> Vec<Box<dyn ToSql + Sync + Send + 'd>> {
     columns.into_iter().map(|column| Box::new(column) as Box<dyn ToSql + Sync + Send + 'd>).collect()
 }
 
 impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
     fn row_locks(&self) -> Vec<u64> {
-        let types: Vec<Type> = self
-            .table
-            .columns
-            .iter()
-            .filter(|column| column.key)
-            .map(|column| match column.array.kind() {
-                postgres_types::Kind::Array(member) => member.clone(),
-                _ => panic!("BUG: {} is no array", column.array),
-            })
-            .collect();
-        self.rows
-            .keys()
-            .map(|key| {
-                let values: Vec<_> = key.values().into_iter().zip(types.iter().cloned()).collect();
-                stable_hash(&self.table.definition, &values)
-            })
-            .collect()
+        let seed = stable_hash(0, self.table.definition.as_bytes());
+        self.rows.keys().map(|key| hash_of(seed, key, &self.table.key_types)).collect()
     }
 
     fn touches_any(&self) -> bool {
@@ -346,11 +387,11 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
     }
 
     fn load(&self) -> Option<LoadRows<'_>> {
-        self.touches_any().then(|| by_key(&self.table.load, self.rows.keys()))
+        self.touches_any().then(|| LoadRows(by_key(&self.table.load, self.rows.keys())))
     }
 
     fn hold(&self) -> Option<LoadRows<'_>> {
-        self.touches_any().then(|| by_key(&self.table.hold, self.rows.keys()))
+        self.touches_any().then(|| LoadRows(by_key(&self.table.hold, self.rows.keys())))
     }
 
     fn unseen(&self, loaded: &[tokio_postgres::Row]) -> Result<Option<LoadRows<'_>>, ProjectError> {
@@ -362,7 +403,7 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
         if absent.peek().is_none() {
             return Ok(None);
         }
-        Ok(Some(by_key(&self.table.unseen, absent)))
+        Ok(Some(LoadRows(by_key(&self.table.unseen, absent))))
     }
 
     fn fold(
@@ -404,7 +445,7 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
             writes.push(LoadRows(Load { sql: &self.table.upsert, params: boxed(columns) }));
         }
         if !gone.is_empty() {
-            writes.push(by_key(&self.table.delete, gone.into_iter()));
+            writes.push(LoadRows(by_key(&self.table.delete, gone.into_iter())));
         }
         writes
     }
@@ -412,7 +453,7 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
 
 /// A fold projector underneath.
 pub(crate) struct Folding<E> {
-    tables: Vec<Box<dyn FoldTable<E>>>,
+    pub(super) tables: Vec<Box<dyn FoldTable<E>>>,
 }
 
 impl<E> Folding<E> {
@@ -428,6 +469,10 @@ impl<E> Folding<E> {
 impl<E: DeserializeOwned + Send + Sync + 'static> Project for Folding<E> {
     fn needs_transaction(&self) -> bool {
         false
+    }
+
+    fn parallel(&self) -> Option<&dyn Parallel> {
+        Some(self)
     }
 
     fn writes(&self) -> Vec<&Sql> {

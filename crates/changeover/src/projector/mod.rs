@@ -2,6 +2,7 @@
 
 pub(crate) mod configuration;
 pub(crate) mod fold;
+pub(crate) mod parallel;
 pub(crate) mod row;
 pub(crate) mod sql;
 
@@ -124,6 +125,8 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 pub(crate) trait Project: Send + Sync + 'static {
     /// Whether its batches want the caller's transaction in hand, and not just a connection on which one was begun.
     fn needs_transaction(&self) -> bool;
+    /// How it is replayed by several shards, if it can be.
+    fn parallel(&self) -> Option<&dyn parallel::Parallel>;
     /// The statements with which its batches write rows, so that they can be made ready before.
     fn writes(&self) -> Vec<&Sql>;
     /// Decodes a batch and works out what it touches. The events are of the projector's types, in position order.
@@ -174,8 +177,10 @@ pub(crate) struct Registered {
     pub(crate) event_types: Vec<String>,
     /// The schema of its tables.
     pub(crate) schema: String,
-    /// What creates its tables and indexes in that schema.
-    pub(crate) ddl: String,
+    /// What creates its tables in that schema.
+    pub(crate) tables: String,
+    /// What creates their secondary indexes.
+    pub(crate) indexes: configuration::Indexes,
     pub(crate) projector: Box<dyn Project>,
 }
 
@@ -208,13 +213,14 @@ pub(crate) fn decode_all<E: serde::de::DeserializeOwned>(
     events
         .iter()
         .map(|event| {
-            let data = crate::codec::decode(&event.event_type, &event.recorded.data).map_err(|reason| {
-                ProjectError::Undecodable {
-                    position: event.recorded.position,
-                    event_type: event.event_type.clone(),
-                    reason,
-                }
-            })?;
+            let data =
+                crate::codec::decode(&event.event_type, event.recorded.data.get()).map_err(|reason| {
+                    ProjectError::Undecodable {
+                        position: event.recorded.position,
+                        event_type: event.event_type.clone(),
+                        reason,
+                    }
+                })?;
             Ok(event.with_data(data))
         })
         .collect()

@@ -9,7 +9,8 @@ use semver::Version;
 use serde::de::DeserializeOwned;
 use tokio_postgres::Row;
 
-use super::row::stable_hash;
+use super::parallel::Parallel;
+use super::row::{hash_of, stable_hash};
 use super::{BoxError, Decoded, Load, Project, ProjectError};
 use crate::store::statements::Sql;
 use crate::words::event::{RawEvent, Recorded};
@@ -119,6 +120,10 @@ impl<P: SqlProjector> Project for Running<P> {
         true
     }
 
+    fn parallel(&self) -> Option<&dyn Parallel> {
+        None
+    }
+
     fn writes(&self) -> Vec<&Sql> {
         Vec::new()
     }
@@ -138,7 +143,8 @@ struct SqlBatch<'p, P: SqlProjector> {
 
 impl<P: SqlProjector> Decoded for SqlBatch<'_, P> {
     fn row_locks(&self) -> Vec<u64> {
-        let of = |key: &str| stable_hash(&self.running.schema, &[(&key, postgres_types::Type::TEXT)]);
+        let seed = stable_hash(0, self.running.schema.as_bytes());
+        let of = |key: &str| hash_of(seed, &key.to_owned(), &[postgres_types::Type::TEXT]);
         let keys = self.decoded.iter().map(|event| P::keys(&event.data, &event.stream));
         // One event without keys may touch anything; then every append takes the projector's one lock as well.
         keys.flat_map(|keys| keys.unwrap_or_else(|| vec![String::new()])).map(|key| of(&key)).collect()

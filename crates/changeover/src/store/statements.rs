@@ -57,6 +57,17 @@ statements! {
     set_generation();
     states();
     enter(INT8, TEXT, INT8, INT4, TEXT, TEXT);
+    begin_shards(TEXT, INT8, INT8, INT4);
+    shards(TEXT, INT8);
+    enter_shard(TEXT, INT8, INT4);
+    end_shards(TEXT, INT8);
+    join_replay(TEXT);
+    replayers(TEXT);
+    claim_shard(TEXT);
+    probe_commit();
+    replication_lag();
+    indexed(TEXT, INT8);
+    tables_of(TEXT);
     advance_checkpoint(TEXT, INT8, INT4, INT8, INT8);
     checkpoints();
     reached(TEXT, INT8, INT8, TEXT_ARRAY);
@@ -66,7 +77,7 @@ statements! {
     skip(TEXT, INT8, TEXT);
     lock_registration();
     register_version(TEXT, TEXT, TEXT, TEXT, TEXT, TEXT);
-    create_checkpoint(TEXT, INT8, BOOL, TEXT);
+    create_checkpoint(TEXT, INT8, BOOL, TEXT, BOOL);
     schema_exists(TEXT);
     compatibility();
     start_activation(UUID, TEXT, JSON, JSON);

@@ -123,6 +123,11 @@ impl StreamName {
     /// The longest name in bytes: what an index entry of the log holds with room to spare.
     pub const MAX_BYTES: usize = 1_000;
 
+    /// A name that the log holds: it was checked when it was written.
+    pub(crate) fn stored(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,4 +1,5 @@
--- enter: presence, admission, claim; in that order, as for an append. No position: somebody else is at this checkpoint.
+-- enter: presence, admission, claim; in that order, as for an append. No position: somebody else is at this checkpoint, or shards of a
+-- parallel replay are.
 -- The server ends the transaction if it then sits there without a statement for too long, or if a statement takes too long.
 -- $1 generation decided upon  $2 projector  $3 major  $4 shard  $5 the first limit
 -- $6 the second one, null for the session's own
@@ -8,7 +9,7 @@ WITH presence AS MATERIALIZED (
     SELECT (SELECT g.last_value FROM {schema}.generation g WHERE presence.held IS NOT NULL) AS generation
     FROM presence
 ), claim AS MATERIALIZED (
-    SELECT c.position, c.inline, c.error
+    SELECT CASE WHEN c.parallel_to IS NULL THEN c.position END AS position, c.inline, c.error
     FROM admission, {schema}.checkpoints c
     WHERE admission.generation = $1 AND c.projector = $2 AND c.major = $3 AND c.shard = $4
     FOR UPDATE OF c SKIP LOCKED

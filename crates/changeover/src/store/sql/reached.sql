@@ -6,4 +6,4 @@ SELECT c.inline OR c.position >= $3 OR NOT EXISTS (
            WHERE e.position > c.position AND e.position <= $3 AND e.type = ANY ($4)
        ) AS reached, c.position, c.error
 FROM {schema}.checkpoints c
-WHERE c.projector = $1 AND c.major = $2;
+WHERE c.projector = $1 AND c.major = $2 AND c.shard = 0;

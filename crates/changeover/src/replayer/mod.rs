@@ -1,4 +1,15 @@
-//! The replayer: feeds history to versions that are not active, beside the live ones, through the same step.
+//! The replayer: feeds history to versions that are not active, beside the live ones.
+//!
+//! The bulk of the log goes through a pipeline of its own ([`bulk`]), in parallel by row key; what is left, and every projector
+//! that runs its own SQL, goes through the same step as live publishing.
+
+mod bulk;
+mod claims;
+mod indexes;
+mod options;
+mod shard;
+mod source;
+mod throttle;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tracing::info;
 
+pub use self::options::{Pace, ReplayOptions, Throttle};
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::decider::read_states;
@@ -14,7 +26,7 @@ use crate::log::read::Limits;
 use crate::projector::{ProjectError, Registered};
 use crate::registration::{self, RegisterError};
 use crate::step::{StepError, Stepped, UpTo, step};
-use crate::store::{StoreError, read_committed};
+use crate::store::{Store, StoreError, read_committed};
 use crate::words::decision::VersionState;
 use crate::words::names::ProjectorName;
 use crate::words::position::Position;
@@ -81,6 +93,27 @@ pub enum ReplayError {
         /// How long it tried.
         after: Duration,
     },
+    /// The rows cannot be written or read back.
+    #[error("the rows of {projector} {version} cannot be written: mend it and replay again")]
+    Rows {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// Why.
+        #[source]
+        source: ProjectError,
+    },
+    /// Another process replays the same rows, and was faster.
+    #[error("another process has moved checkpoint {shard} of {projector} {version} meanwhile: replay again")]
+    Overtaken {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// The shard.
+        shard: i32,
+    },
     /// The database did not do as asked.
     #[error("the database refused")]
     Store(#[from] StoreError),
@@ -121,28 +154,48 @@ pub struct CaughtUp {
 /// Whoever wants to see progress.
 pub(crate) type OnProgress<'a> = &'a (dyn Fn(&ReplayProgress) + Send + Sync);
 
-/// Registers a version and feeds it until at most `lag_events` are left.
+/// Registers versions and feeds them until at most `lag_events` are left: first the bulk of the log, in parallel and all of them
+/// together, then their indexes, then what came meanwhile, by the same step as live publishing.
 pub(crate) async fn replay(
     core: &Core,
+    wanted: &[Arc<Registered>],
+    options: &ReplayOptions,
+    on_progress: OnProgress<'_>,
+) -> Result<Vec<CaughtUp>, ReplayError> {
+    let client = core.store.single().await?;
+    for registered in wanted {
+        registration::register(&core.store, &client, registered, &options.requested_by).await?;
+    }
+    let mut done = bulk::replay(core, wanted, &options.pace, on_progress).await?;
+    let mut caught_up = Vec::with_capacity(wanted.len());
+    for registered in wanted {
+        indexes::build(core, registered, &options.pace).await?;
+        let events = done.remove(&registered.target.projector).unwrap_or_default();
+        caught_up.push(catch_up(core, registered, options, events, on_progress).await?);
+    }
+    Ok(caught_up)
+}
+
+/// Feeds one version by the same step as live publishing.
+async fn catch_up(
+    core: &Core,
     registered: &Arc<Registered>,
-    who: &str,
-    lag_events: i64,
-    limit: Option<Duration>,
+    options: &ReplayOptions,
+    events: u64,
     on_progress: OnProgress<'_>,
 ) -> Result<CaughtUp, ReplayError> {
     let client = core.store.single().await?;
-    registration::register(&core.store, &client, registered, who).await?;
     let (projector, version) = registered.id();
     let started = Instant::now();
     let mut progress = ReplayProgress {
         position: position(core, &client, registered).await?,
         horizon: Position::START,
-        events: 0,
+        events,
         elapsed: Duration::ZERO,
         projector: projector.clone(),
         version: version.clone(),
     };
-    let mut permit = permit(core, &client, registered).await?;
+    let mut permit = permit(&core.store, &client, registered).await?;
     loop {
         let stepped = step_or_name(core, permit, registered, UpTo::Horizon).await?;
         progress.elapsed = started.elapsed();
@@ -164,7 +217,7 @@ pub(crate) async fn replay(
                 progress.horizon = horizon::look(&core.store, &client).await?.horizon;
             }
             Stepped::Stale(_) => {
-                permit = self::permit(core, &client, registered).await?;
+                permit = self::permit(&core.store, &client, registered).await?;
                 continue;
             }
             Stepped::Stalled(error) => return Err(ReplayError::Stalled { projector, version, error }),
@@ -173,12 +226,12 @@ pub(crate) async fn replay(
                 return Err(ReplayError::NotReplaying { projector, version, state });
             }
         }
-        if progress.lag_events() <= lag_events {
+        if progress.lag_events() <= options.lag_events {
             on_progress(&progress);
             info!(%projector, %version, events = progress.events, position = %progress.position, "caught up");
             return Ok(CaughtUp { progress });
         }
-        if limit.is_some_and(|limit| started.elapsed() > limit) {
+        if options.limit.is_some_and(|limit| started.elapsed() > limit) {
             let lag_events = progress.lag_events();
             return Err(ReplayError::TooSlow { projector, version, lag_events, after: started.elapsed() });
         }
@@ -189,11 +242,11 @@ const BUSY: Duration = Duration::from_millis(20);
 
 /// Lets a version be replayed: its row says so, at the generation that is noted.
 async fn permit(
-    core: &Core,
+    store: &Store,
     client: &tokio_postgres::Client,
     registered: &Registered,
 ) -> Result<Permit, ReplayError> {
-    let (generation, states) = read_states(&core.store, client).await?;
+    let (generation, states) = read_states(store, client).await?;
     let (projector, version) = (&registered.target.projector, &registered.target.version);
     let row = states.iter().find(|row| row.projector == *projector && row.version == *version);
     match row.map(|row| row.state) {

@@ -1,0 +1,518 @@
+//! Folding in parallel: which shard an event's rows belong to, and the rows that one shard holds in memory.
+//!
+//! Every row is folded by exactly one shard, in position order, so that the rows are those of a serial fold, also where many
+//! streams feed one row. A shard keeps the rows that it touched lately; what it has not got it loads, unless it knows
+//! that there is no such row.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::mem::size_of;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use postgres_types::IsNull;
+use serde::de::DeserializeOwned;
+
+use super::fold::{Fold, Folding, TableSql, boxed, by_key};
+use super::row::{ColumnArray, Row, hash_of};
+use super::{BoxError, Load, ProjectError};
+use crate::codec;
+use crate::log::copy::CopiedEvent;
+use crate::words::event::Recorded;
+use crate::words::position::Position;
+
+/// Events of one projector, decoded, with the rows that they touch. Only the projector that made it knows its type.
+pub(crate) type Piece = Box<dyn Any + Send + Sync>;
+
+/// A projector whose rows can be folded by several shards.
+pub(crate) trait Parallel: Send + Sync {
+    /// Decodes events, which are of the projector's types and in position order, up to the first one that does not decode.
+    fn decode(&self, events: &[CopiedEvent<'_>], shards: usize) -> (Piece, Option<ProjectError>);
+    /// The rows of one shard.
+    fn shard(&self, shard: usize, known: Known) -> Box<dyn Shard>;
+}
+
+/// What is known of the rows that a shard has not got in memory.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// The tables hold none of them.
+    Empty,
+    /// The tables may hold those whose keys have one of these hashes.
+    Stored(HashSet<u64>),
+    /// The tables may hold any.
+    Nothing,
+}
+
+/// Past this many hashes nothing is known any more: memory is bounded.
+const MAX_HASHES: usize = 4 << 20;
+
+impl Known {
+    fn may_be_stored(&self, hash: u64) -> bool {
+        match self {
+            Self::Empty => false,
+            Self::Stored(hashes) => hashes.contains(&hash),
+            Self::Nothing => true,
+        }
+    }
+
+    fn store(&mut self, hash: u64) {
+        match self {
+            Self::Empty => *self = Self::Stored(HashSet::from([hash])),
+            Self::Stored(hashes) if hashes.len() < MAX_HASHES => drop(hashes.insert(hash)),
+            _ => *self = Self::Nothing,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Stored(hashes) => hashes.capacity() * (size_of::<u64>() + 1),
+            Self::Empty | Self::Nothing => 0,
+        }
+    }
+}
+
+/// The rows of one shard, of all tables of a projector.
+pub(crate) trait Shard: Send + Sync {
+    /// The statements that load the rows which a piece touches, which are not in memory and may be stored. By table.
+    fn missing<'s>(&'s self, piece: &'s Piece, after: Position) -> Vec<(usize, Load<'s>)>;
+    /// Takes what one of them loaded.
+    fn loaded(&mut self, table: usize, rows: &[tokio_postgres::Row]) -> Result<(), ProjectError>;
+    /// Folds the events of a piece above a position. On an error the rows in memory are worth nothing any more.
+    fn fold(&mut self, piece: &Piece, after: Position) -> Result<(), ProjectError>;
+    /// What it holds in memory, roughly.
+    fn bytes(&self) -> usize;
+    /// What is to be written so that the tables hold what is in memory.
+    fn changes(&self) -> Vec<TableChanges<'_>>;
+    /// The changes are committed. Keeps the rows that were touched since the last time, at most so many bytes of them.
+    fn written(&mut self, keep_bytes: usize);
+}
+
+/// The changes of one table.
+pub(crate) struct TableChanges<'s> {
+    /// `COPY` for the new rows.
+    pub(crate) copy_in: &'s str,
+    /// Their encoder; none if there are none.
+    pub(crate) new: Option<Box<dyn CopyRows + 's>>,
+    /// Upserts of rows that are stored already, and deletions, in statements of a bounded size.
+    pub(crate) rest: Vec<Load<'s>>,
+}
+
+/// Rows in the binary format of `COPY`.
+pub(crate) trait CopyRows: Send {
+    /// The next bytes; none at the end.
+    fn next(&mut self) -> Result<Option<Bytes>, ProjectError>;
+}
+
+// --- decoding ---------------------------------------------------------------------------------------------------------
+
+struct FoldPiece<E> {
+    events: Vec<Recorded<E>>,
+    types: Types,
+    /// For each table, what [`FoldTable::split`] made.
+    touched: Vec<Piece>,
+}
+
+/// The type of each event, which is needed only where something is wrong with it.
+#[derive(Default)]
+pub(super) struct Types {
+    names: Vec<String>,
+    of: Vec<u16>,
+}
+
+impl Types {
+    fn push(&mut self, event_type: &str) {
+        let known = self.names.iter().position(|name| name == event_type);
+        let at = known.unwrap_or_else(|| {
+            self.names.push(event_type.to_owned());
+            self.names.len() - 1
+        });
+        self.of.push(u16::try_from(at).expect("BUG: a projector of more than 65,535 event types"));
+    }
+
+    fn get(&self, event: usize) -> String {
+        self.names[usize::from(self.of[event])].clone()
+    }
+}
+
+/// For each shard: the place of the event in the piece, the hash of the key, the key.
+type Touches<K> = Vec<Vec<(u32, u64, K)>>;
+
+impl<E: DeserializeOwned + Send + Sync + 'static> Parallel for Folding<E> {
+    fn decode(&self, copied: &[CopiedEvent<'_>], shards: usize) -> (Piece, Option<ProjectError>) {
+        let mut events: Vec<Recorded<E>> = Vec::with_capacity(copied.len());
+        let mut types = Types::default();
+        let mut error = None;
+        let decoding = catch_unwind(AssertUnwindSafe(|| {
+            for event in copied {
+                match codec::decode(event.event_type, event.data) {
+                    Ok(data) => {
+                        events.push(event.recorded(data));
+                        types.push(event.event_type);
+                    }
+                    Err(reason) => {
+                        let (position, event_type) = (event.position, event.event_type.to_owned());
+                        error = Some(ProjectError::Undecodable { position, event_type, reason });
+                        break;
+                    }
+                }
+            }
+        }));
+        if decoding.is_err() {
+            error = Some(panicked(&copied[events.len()]));
+        }
+        let at = Cell::new(0);
+        loop {
+            let splitting = catch_unwind(AssertUnwindSafe(|| {
+                self.tables.iter().map(|table| table.split(&events, shards, &at)).collect::<Vec<_>>()
+            }));
+            if let Ok(touched) = splitting {
+                return (Box::new(FoldPiece { events, types, touched }), error);
+            }
+            // The events before the one at fault are good.
+            error = Some(panicked(&copied[at.get()]));
+            events.truncate(at.get());
+        }
+    }
+
+    fn shard(&self, shard: usize, known: Known) -> Box<dyn Shard> {
+        let tables = self.tables.iter().map(|table| table.shard(shard, known.clone()).0).collect();
+        Box::new(FoldShard { tables })
+    }
+}
+
+fn panicked(event: &CopiedEvent<'_>) -> ProjectError {
+    ProjectError::Panicked { position: event.position, event_type: event.event_type.to_owned() }
+}
+
+/// Sorts the keys of events by shard. `at` tells which event was looked at last.
+pub(super) fn split<T: Fold>(
+    sql: &TableSql,
+    events: &[Recorded<T::Event>],
+    shards: usize,
+    at: &Cell<usize>,
+) -> Piece {
+    let mut touches: Touches<T::Key> = (0..shards).map(|_| Vec::new()).collect();
+    let mut own: Vec<T::Key> = Vec::new();
+    for (place, event) in events.iter().enumerate() {
+        at.set(place);
+        own.clear();
+        for key in T::keys(&event.data, &event.stream) {
+            // An event that names a key twice touches that row once.
+            if !own.contains(&key) {
+                own.push(key);
+            }
+        }
+        for key in own.drain(..) {
+            let hash = hash_of(0, &key, &sql.key_types);
+            let place = u32::try_from(place).expect("BUG: a piece of more than four billion events");
+            touches[shard_of(hash, shards)].push((place, hash, key));
+        }
+    }
+    Box::new(touches)
+}
+
+/// The upper bits, since the lower ones of FNV-1a of similar keys are similar.
+fn shard_of(hash: u64, shards: usize) -> usize {
+    let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    usize::try_from(mixed).expect("BUG: 32 bits") % shards
+}
+
+// --- folding ----------------------------------------------------------------------------------------------------------
+
+struct FoldShard<E> {
+    tables: Vec<Box<dyn ShardTable<E>>>,
+}
+
+impl<E: Send + Sync + 'static> Shard for FoldShard<E> {
+    fn missing<'s>(&'s self, piece: &'s Piece, after: Position) -> Vec<(usize, Load<'s>)> {
+        let FoldPiece::<E> { events, touched, .. } = of(piece);
+        let tables = self.tables.iter().zip(touched).enumerate();
+        tables
+            .filter_map(|(at, (table, touched))| Some((at, table.missing(events, touched, after)?)))
+            .collect()
+    }
+
+    fn loaded(&mut self, table: usize, rows: &[tokio_postgres::Row]) -> Result<(), ProjectError> {
+        self.tables[table].loaded(rows)
+    }
+
+    fn fold(&mut self, piece: &Piece, after: Position) -> Result<(), ProjectError> {
+        let FoldPiece::<E> { events, types, touched } = of(piece);
+        let at = Cell::new(0);
+        let folding = catch_unwind(AssertUnwindSafe(|| {
+            let mut tables = self.tables.iter_mut().zip(touched);
+            tables.try_for_each(|(table, touched)| table.fold(events, types, touched, after, &at))
+        }));
+        folding.unwrap_or_else(|_| {
+            let (position, event_type) = (events[at.get()].position, types.get(at.get()));
+            Err(ProjectError::Panicked { position, event_type })
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.tables.iter().map(|table| table.bytes()).sum()
+    }
+
+    fn changes(&self) -> Vec<TableChanges<'_>> {
+        self.tables.iter().map(|table| table.changes()).collect()
+    }
+
+    fn written(&mut self, keep_bytes: usize) {
+        let keep_bytes = keep_bytes / self.tables.len();
+        for table in &mut self.tables {
+            table.written(keep_bytes);
+        }
+    }
+}
+
+fn of<T: 'static>(piece: &Piece) -> &T {
+    piece.downcast_ref().expect("BUG: a piece of another projector")
+}
+
+/// The rows of one table that one shard has in memory.
+pub(super) trait ShardTable<E>: Send + Sync {
+    fn missing<'s>(&'s self, events: &[Recorded<E>], touched: &'s Piece, after: Position)
+    -> Option<Load<'s>>;
+    fn loaded(&mut self, rows: &[tokio_postgres::Row]) -> Result<(), ProjectError>;
+    fn fold(
+        &mut self,
+        events: &[Recorded<E>],
+        types: &Types,
+        touched: &Piece,
+        after: Position,
+        at: &Cell<usize>,
+    ) -> Result<(), ProjectError>;
+    fn bytes(&self) -> usize;
+    fn changes(&self) -> TableChanges<'_>;
+    fn written(&mut self, keep_bytes: usize);
+}
+
+pub(super) struct ShardRows<T: Fold> {
+    sql: Arc<TableSql>,
+    shard: usize,
+    known: Known,
+    rows: HashMap<T::Key, Slot<T>>,
+    /// The bytes of an average row as it is sent, measured now and then.
+    row_bytes: usize,
+    folds: u64,
+}
+
+struct Slot<T> {
+    row: Option<T>,
+    hash: u64,
+    /// Whether the table holds it.
+    stored: bool,
+    /// Whether the table does not hold it as it is here.
+    changed: bool,
+    /// Whether an event touched it since the last time that everything was written.
+    touched: bool,
+}
+
+/// Every so many folds a row is measured.
+const MEASURE_EVERY: u64 = 64;
+
+/// A row in memory is larger than as it is sent: allocations, twice its key.
+const OVERHEAD: usize = 48;
+
+/// Rows in one statement.
+const STATEMENT_ROWS: usize = 5_000;
+
+impl<T: Fold> ShardRows<T> {
+    pub(super) fn new(sql: Arc<TableSql>, shard: usize, known: Known) -> Self {
+        Self { sql, shard, known, rows: HashMap::new(), row_bytes: 0, folds: 0 }
+    }
+
+    /// Notes how large a row is.
+    fn measure(&mut self, row: &T) {
+        let mut bytes = BytesMut::new();
+        // What cannot be encoded is told when it is written.
+        let _ = encode(&mut bytes, row, &self.sql);
+        let earlier = if self.row_bytes == 0 { bytes.len() } else { self.row_bytes };
+        self.row_bytes = (earlier * 15 + bytes.len()) / 16;
+    }
+
+    fn rows_bytes(&self) -> usize {
+        let each = size_of::<(T::Key, Slot<T>)>() + 1 + OVERHEAD + self.row_bytes * 3 / 2;
+        self.rows.len() * each
+    }
+}
+
+impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
+    fn missing<'s>(
+        &'s self,
+        events: &[Recorded<T::Event>],
+        touched: &'s Piece,
+        after: Position,
+    ) -> Option<Load<'s>> {
+        if matches!(self.known, Known::Empty) {
+            return None;
+        }
+        let by_shard: &Touches<T::Key> = of(touched);
+        let missing: HashSet<&T::Key> = by_shard[self.shard]
+            .iter()
+            .filter(|(event, hash, key)| {
+                events[*event as usize].position > after
+                    && self.known.may_be_stored(*hash)
+                    && !self.rows.contains_key(key)
+            })
+            .map(|(_, _, key)| key)
+            .collect();
+        (!missing.is_empty()).then(|| by_key(&self.sql.load, missing.into_iter()))
+    }
+
+    fn loaded(&mut self, rows: &[tokio_postgres::Row]) -> Result<(), ProjectError> {
+        for row in rows {
+            let row = T::from_row(row)?;
+            let hash = hash_of(0, &row.key(), &self.sql.key_types);
+            let slot = Slot { hash, stored: true, changed: false, touched: true, row: None };
+            self.rows.insert(row.key(), Slot { row: Some(row), ..slot });
+        }
+        Ok(())
+    }
+
+    fn fold(
+        &mut self,
+        events: &[Recorded<T::Event>],
+        types: &Types,
+        touched: &Piece,
+        after: Position,
+        at: &Cell<usize>,
+    ) -> Result<(), ProjectError> {
+        let by_shard: &Touches<T::Key> = of(touched);
+        for (place, hash, key) in &by_shard[self.shard] {
+            let place = *place as usize;
+            let event = &events[place];
+            if event.position <= after {
+                continue;
+            }
+            at.set(place);
+            let slot = match self.rows.get_mut(key) {
+                Some(slot) => slot,
+                None => self.rows.entry(key.clone()).or_insert(Slot {
+                    row: None,
+                    hash: *hash,
+                    stored: false,
+                    changed: false,
+                    touched: false,
+                }),
+            };
+            slot.row = T::fold(slot.row.take(), key, event);
+            (slot.changed, slot.touched) = (true, true);
+            if let Some(row) = &slot.row {
+                if row.key() != *key {
+                    let (position, event_type) = (event.position, types.get(place));
+                    return Err(ProjectError::KeyChanged { table: T::TABLE, position, event_type });
+                }
+                self.folds += 1;
+                if self.folds % MEASURE_EVERY == 1 {
+                    let row = row.clone();
+                    self.measure(&row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> usize {
+        self.rows_bytes() + self.known.bytes()
+    }
+
+    fn changes(&self) -> TableChanges<'_> {
+        let changed = || self.rows.iter().filter(|(_, slot)| slot.changed);
+        let kept: Vec<&T> =
+            changed().filter(|(_, slot)| slot.stored).filter_map(|(_, slot)| slot.row.as_ref()).collect();
+        let gone: Vec<&T::Key> =
+            changed().filter(|(_, slot)| slot.stored && slot.row.is_none()).map(|(key, _)| key).collect();
+        let upserts = kept.chunks(STATEMENT_ROWS).map(|rows| Load {
+            sql: &self.sql.upsert,
+            params: boxed(ColumnArray::transpose(rows.iter().map(|row| row.values()))),
+        });
+        let deletions =
+            gone.chunks(STATEMENT_ROWS).map(|keys| by_key(&self.sql.delete, keys.iter().copied()));
+        let new = changed().filter(|(_, slot)| !slot.stored).filter_map(|(_, slot)| slot.row.as_ref());
+        let mut new = new.peekable();
+        TableChanges {
+            rest: upserts.chain(deletions).collect(),
+            copy_in: &self.sql.copy_in,
+            new: new.peek().is_some().then(|| {
+                Box::new(Encoder { sql: &self.sql, rows: new, begun: false, ended: false })
+                    as Box<dyn CopyRows + '_>
+            }),
+        }
+    }
+
+    fn written(&mut self, keep_bytes: usize) {
+        self.rows.retain(|_, slot| {
+            (slot.stored, slot.changed) = (slot.row.is_some(), false);
+            slot.stored
+        });
+        for untouched_only in [true, false] {
+            if self.rows_bytes() <= keep_bytes {
+                break;
+            }
+            let known = &mut self.known;
+            self.rows.retain(|_, slot| {
+                let keep = untouched_only && slot.touched;
+                if !keep {
+                    known.store(slot.hash);
+                }
+                keep
+            });
+            self.rows.shrink_to_fit();
+        }
+        self.rows.values_mut().for_each(|slot| slot.touched = false);
+    }
+}
+
+// --- writing ----------------------------------------------------------------------------------------------------------
+
+struct Encoder<'s, R> {
+    sql: &'s TableSql,
+    rows: R,
+    begun: bool,
+    ended: bool,
+}
+
+/// How much is sent at once.
+const COPY_BYTES: usize = 256 << 10;
+
+impl<'s, T: Row, R: Iterator<Item = &'s T> + Send> CopyRows for Encoder<'s, R> {
+    fn next(&mut self) -> Result<Option<Bytes>, ProjectError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut bytes = BytesMut::with_capacity(COPY_BYTES + COPY_BYTES / 8);
+        if !self.begun {
+            self.begun = true;
+            // The signature, no flags, no extension.
+            bytes.put_slice(b"PGCOPY\n\xff\r\n\0");
+            bytes.put_i64(0);
+        }
+        while bytes.len() < COPY_BYTES {
+            let Some(row) = self.rows.next() else {
+                bytes.put_i16(-1);
+                self.ended = true;
+                break;
+            };
+            encode(&mut bytes, row, self.sql).map_err(ProjectError::Projector)?;
+        }
+        Ok(Some(bytes.freeze()))
+    }
+}
+
+/// Encodes a row as a tuple of the binary format.
+fn encode<T: Row>(bytes: &mut BytesMut, row: &T, sql: &TableSql) -> Result<(), BoxError> {
+    let values = row.values();
+    bytes.put_i16(i16::try_from(values.len())?);
+    for (value, ty) in values.into_iter().zip(&sql.types) {
+        let at = bytes.len();
+        bytes.put_i32(-1);
+        if let IsNull::No = value.to_sql_checked(ty, bytes)? {
+            let length = i32::try_from(bytes.len() - at - 4)?;
+            bytes[at..at + 4].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,361 @@
+//! The bulk of the log, in parallel by row key.
+//!
+//! ```text
+//! log ── connections ── decode ──┬── shard 1 ── rows and checkpoint
+//!        (spans, in turn)        └── shard 2 ── rows and checkpoint
+//! ```
+//!
+//! Several connections read spans of the log and decode them side by side; they are handed on in position order, and every
+//! row is folded by exactly one shard, so the rows are those of a serial replay. Each shard writes its rows together with a
+//! checkpoint of its own; when all have arrived at the same position, they become one checkpoint again. Every stage is bounded.
+//!
+//! What this does not do: feed anything that is live. A version whose shards have not met cannot be fed or activated by anybody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_postgres::Client;
+use tracing::{debug, info};
+
+use super::claims::Claims;
+use super::shard::{Stopped, Worker};
+use super::source::{Reading, Source};
+use super::throttle::Throttled;
+use super::{OnProgress, Pace, ReplayError, ReplayProgress, permit, position};
+use crate::core::Core;
+use crate::horizon;
+use crate::projector::parallel::Known;
+use crate::projector::{ProjectError, Registered};
+use crate::store::{Path, Store, StoreError, connect};
+use crate::words::names::ProjectorName;
+use crate::words::position::{Generation, Position};
+
+/// Stretches that a shard may be behind.
+const AHEAD: usize = 2;
+
+/// How long to wait for shards that other processes have claimed.
+const BUSY: Duration = Duration::from_millis(50);
+
+/// How often progress is reported.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+
+/// Events that went through, by projector.
+pub(super) type Events = BTreeMap<ProjectorName, u64>;
+
+/// Replays what is far behind. What cannot be replayed in parallel, and what is not far behind, is left as it is.
+pub(super) async fn replay(
+    core: &Core,
+    wanted: &[Arc<Registered>],
+    pace: &Pace,
+    on_progress: OnProgress<'_>,
+) -> Result<Events, ReplayError> {
+    let mut events = Events::new();
+    // COPY needs a server of its own for more than a transaction.
+    if core.store.path != Path::Direct {
+        return Ok(events);
+    }
+    let client = core.store.single().await?;
+    let started = Instant::now();
+    loop {
+        let open = open(core, &client, wanted, pace).await?;
+        let Some(up_to) = open.iter().map(|open| open.up_to).min() else { return Ok(events) };
+        let open: Vec<Open> = open.into_iter().filter(|open| open.up_to == up_to).collect();
+        let round = Round { core, pace, on_progress, started, up_to };
+        match round.run(&client, &open, &mut events).await? {
+            Ended::Done => {}
+            Ended::Failed(failed) => {
+                // What comes before the event at fault is written, whichever shard it is that cannot go on.
+                let before = Position::new(failed.position.get() - 1);
+                let one: Vec<Open> =
+                    open.into_iter().filter(|open| open.registered.id().0 == failed.projector).collect();
+                Round { up_to: before, ..round }.run(&client, &one, &mut events).await?;
+                return Err(failed.into());
+            }
+        }
+    }
+}
+
+/// A projector whose shards have not met yet.
+struct Open {
+    registered: Arc<Registered>,
+    up_to: Position,
+    shards: Vec<(i32, Position)>,
+    generation: Generation,
+}
+
+/// What is to be replayed in parallel; begins it where nobody has.
+async fn open(
+    core: &Core,
+    client: &Client,
+    wanted: &[Arc<Registered>],
+    pace: &Pace,
+) -> Result<Vec<Open>, ReplayError> {
+    let store = &core.store;
+    let mut open = Vec::new();
+    for registered in wanted.iter().filter(|registered| registered.projector.parallel().is_some()) {
+        let id: [&(dyn postgres_types::ToSql + Sync); 2] =
+            [&registered.target.projector.as_str(), &registered.major()];
+        let permit = permit(store, client, registered).await?;
+        let mut shards = store.query(client, &store.sql.shards, &id).await?;
+        if shards.is_empty() {
+            let horizon = horizon::look(store, client).await?.horizon;
+            let at = position(core, client, registered).await?;
+            if horizon.get() - at.get() <= pace.parallel_above_events {
+                continue;
+            }
+            let count = pace.shards.map_or_else(processors, i32::from).max(1);
+            store.query(client, &store.sql.begin_shards, &[id[0], id[1], &horizon, &count]).await?;
+            shards = store.query(client, &store.sql.shards, &id).await?;
+        }
+        let Some(first) = shards.first() else { continue };
+        let up_to: Position = first.get("parallel_to");
+        let shards: Vec<(i32, Position)> =
+            shards.iter().map(|row| (row.get("shard"), row.get("position"))).collect();
+        if shards.iter().all(|(_, position)| *position >= up_to) {
+            store.query(client, &store.sql.end_shards, &id).await?;
+            info!(projector = %registered.target.projector, position = %up_to, "the bulk is replayed");
+            continue;
+        }
+        open.push(Open { registered: registered.clone(), up_to, shards, generation: permit.generation });
+    }
+    Ok(open)
+}
+
+fn processors() -> i32 {
+    const MOST: usize = 16;
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    i32::try_from(processors.clamp(2, MOST)).expect("BUG: a small number")
+}
+
+/// How a round ended.
+enum Ended {
+    Done,
+    Failed(Failed),
+}
+
+/// An event that a projector cannot project.
+struct Failed {
+    projector: ProjectorName,
+    version: semver::Version,
+    position: Position,
+    event_type: String,
+    source: ProjectError,
+}
+
+impl From<Failed> for ReplayError {
+    fn from(failed: Failed) -> Self {
+        let Failed { projector, version, position, event_type, source } = failed;
+        Self::Projector { projector, version, position, event_type, source }
+    }
+}
+
+/// One go through a part of the log, for the shards that are ours.
+#[derive(Clone, Copy)]
+struct Round<'a> {
+    core: &'a Core,
+    pace: &'a Pace,
+    on_progress: OnProgress<'a>,
+    started: Instant,
+    up_to: Position,
+}
+
+/// A projector in a round.
+struct Fed {
+    registered: Arc<Registered>,
+    /// How many shards its rows are split into, ours and others'.
+    shards: usize,
+    /// Those of ours; none any more once it has failed.
+    inputs: Vec<mpsc::Sender<Arc<super::source::Stretch>>>,
+    events: u64,
+}
+
+impl Round<'_> {
+    async fn run(&self, client: &Client, open: &[Open], events: &mut Events) -> Result<Ended, ReplayError> {
+        let store = &self.core.store;
+        let unfinished: Vec<(&Registered, Vec<i32>)> = open
+            .iter()
+            .map(|open| {
+                let behind = open.shards.iter().filter(|(_, position)| *position < self.up_to);
+                (&*open.registered, behind.map(|(shard, _)| *shard).collect())
+            })
+            .collect();
+        let mut claims = Claims::take(store, &unfinished).await?;
+        let (workers, mut fed, after) = self.workers(client, open, &claims).await?;
+        if workers.is_empty() {
+            claims.give_back().await?;
+            // Others are at it, or have just arrived.
+            sleep(BUSY).await;
+            return Ok(Ended::Done);
+        }
+        let mut running = JoinSet::new();
+        for (worker, input) in workers {
+            let projector = worker.projector;
+            running.spawn(async move { (projector, worker.run(input).await) });
+        }
+        let mut failed = self.feed(&mut claims, &mut fed, after).await?;
+        for fed in &mut fed {
+            fed.inputs.clear();
+            *events.entry(fed.registered.target.projector.clone()).or_default() += fed.events;
+        }
+        while let Some(stopped) = running.join_next().await {
+            let (projector, stopped) = stopped.expect("BUG: a shard panicked");
+            match stopped {
+                Ok(()) => {}
+                Err(Stopped::Fold { position, event_type, source }) => {
+                    if failed.as_ref().is_none_or(|failed| position < failed.position) {
+                        let (projector, version) = fed[projector].registered.id();
+                        failed = Some(Failed { projector, version, position, event_type, source });
+                    }
+                }
+                Err(Stopped::Other(error @ ReplayError::Overtaken { .. })) => debug!(%error, "going on"),
+                Err(Stopped::Other(error)) => return Err(error),
+            }
+        }
+        claims.give_back().await?;
+        Ok(failed.map_or(Ended::Done, Ended::Failed))
+    }
+
+    /// The shards that are ours, each with what it is fed by; and the position after which the first of them goes on.
+    async fn workers(
+        &self,
+        client: &Client,
+        open: &[Open],
+        claims: &Claims<'_>,
+    ) -> Result<(Vec<(Worker, mpsc::Receiver<Arc<super::source::Stretch>>)>, Vec<Fed>, Position), ReplayError>
+    {
+        let store = &self.core.store;
+        let ours: usize = (0..open.len()).map(|projector| claims.ours(projector).len()).sum();
+        let writers = self.pace.max_connections.saturating_sub(self.readers() + 1).max(1);
+        let pool = connect::pool(&store.config, writers, connect::Untouched::default())?;
+        let (mut workers, mut fed, mut after) = (Vec::new(), Vec::new(), self.up_to);
+        for (projector, open) in open.iter().enumerate() {
+            let parallel = open.registered.projector.parallel().expect("BUG: not to be replayed in parallel");
+            let mut inputs = Vec::new();
+            // Once more: whoever had the claim before has moved it.
+            let positions = self.positions(store, client, &open.registered).await?;
+            for shard in claims.ours(projector) {
+                let Some(position) = positions.get(shard).copied().filter(|at| *at < self.up_to) else {
+                    continue;
+                };
+                let known = if position == Position::START { Known::Empty } else { Known::Nothing };
+                let (sender, receiver) = mpsc::channel(AHEAD);
+                inputs.push(sender);
+                after = after.min(position);
+                let worker = Worker {
+                    store: store.clone(),
+                    pool: pool.clone(),
+                    registered: open.registered.clone(),
+                    projector,
+                    shard: *shard,
+                    rows: parallel.shard(usize::try_from(*shard - 1).expect("BUG: shards begin at 1"), known),
+                    written: position,
+                    folded: position,
+                    memory_bytes: self.pace.memory_bytes / 4 * 3 / ours,
+                    checkpoint_every: self.pace.checkpoint_every,
+                    generation: Some(open.generation),
+                };
+                workers.push((worker, receiver));
+            }
+            fed.push(Fed {
+                registered: open.registered.clone(),
+                shards: open.shards.len(),
+                inputs,
+                events: 0,
+            });
+        }
+        Ok((workers, fed, after))
+    }
+
+    async fn positions(
+        &self,
+        store: &Store,
+        client: &Client,
+        registered: &Registered,
+    ) -> Result<BTreeMap<i32, Position>, StoreError> {
+        let projector = registered.target.projector.as_str();
+        let rows = store.query(client, &store.sql.shards, &[&projector, &registered.major()]).await?;
+        Ok(rows.iter().map(|row| (row.get("shard"), row.get("position"))).collect())
+    }
+
+    fn readers(&self) -> usize {
+        (self.pace.max_connections / 3).clamp(1, 4)
+    }
+
+    /// Hands the log on, until its end, until nobody wants it, or until the work is to be shared out anew.
+    async fn feed(
+        &self,
+        claims: &mut Claims<'_>,
+        fed: &mut [Fed],
+        after: Position,
+    ) -> Result<Option<Failed>, ReplayError> {
+        let store = &self.core.store;
+        let mut throttled = Throttled::new(store, &self.pace.throttle).await?;
+        let mut source = Source::start(Reading {
+            store: store.clone(),
+            projectors: fed.iter().map(|fed| (fed.registered.clone(), fed.shards)).collect(),
+            after,
+            up_to: self.up_to,
+            connections: self.readers(),
+            piece_bytes: (self.pace.memory_bytes / 64).clamp(64 << 10, 4 << 20),
+        });
+        let (mut shared, mut reported) = (Instant::now(), None::<Instant>);
+        let mut failed = None;
+        while let Some(mut stretch) = source.next().await? {
+            throttled.pass(stretch.events).await?;
+            let failures: Vec<Option<ProjectError>> =
+                stretch.parts.iter_mut().map(|part| part.failed.take()).collect();
+            let (reached, events) = (stretch.reached, stretch.events);
+            let stretch = Arc::new(stretch);
+            for (fed, failure) in fed.iter_mut().zip(failures) {
+                let sent = join_all(fed.inputs.iter().map(|input| input.send(stretch.clone()))).await;
+                let mut sent = sent.iter().map(Result::is_ok);
+                fed.inputs.retain(|_| sent.next().unwrap_or_default());
+                fed.events += events;
+                if let Some(source) = failure {
+                    fed.inputs.clear();
+                    if failed.is_none()
+                        && let Some((position, event_type)) = source.event()
+                    {
+                        let event_type = event_type.to_owned();
+                        let (projector, version) = fed.registered.id();
+                        failed = Some(Failed { projector, version, position, event_type, source });
+                    }
+                }
+            }
+            if reported.is_none_or(|reported| reported.elapsed() >= REPORT_EVERY) {
+                reported = Some(Instant::now());
+                self.report(fed, reached);
+            }
+            if fed.iter().all(|fed| fed.inputs.is_empty()) {
+                break;
+            }
+            if shared.elapsed() >= self.pace.checkpoint_every {
+                shared = Instant::now();
+                if claims.unfair().await? {
+                    debug!("the replay is shared out anew");
+                    break;
+                }
+            }
+        }
+        Ok(failed)
+    }
+
+    fn report(&self, fed: &[Fed], reached: Position) {
+        for fed in fed.iter().filter(|fed| !fed.inputs.is_empty()) {
+            let (projector, version) = fed.registered.id();
+            (self.on_progress)(&ReplayProgress {
+                projector,
+                version,
+                position: reached,
+                horizon: self.up_to,
+                events: fed.events,
+                elapsed: self.started.elapsed(),
+            });
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Claims: which shards of a replay this process folds, so that several processes share the work.
+//!
+//! A claim is a lock of an open transaction of its own, so it goes with the process whatever becomes of it. It spares double
+//! work and no more: what keeps two processes from writing one shard is the shard's checkpoint.
+
+use tokio_postgres::Client;
+
+use crate::projector::Registered;
+use crate::store::{Store, StoreError};
+
+/// What one process has claimed.
+pub(super) struct Claims<'s> {
+    store: &'s Store,
+    client: Client,
+    /// Each projector with its shards and those of them that are ours.
+    shares: Vec<Share>,
+}
+
+struct Share {
+    name: String,
+    shards: Vec<i32>,
+    ours: Vec<i32>,
+}
+
+impl<'s> Claims<'s> {
+    /// Joins the replay of some projectors, each with the shards that have not arrived, and takes a fair share of them.
+    pub(super) async fn take(
+        store: &'s Store,
+        unfinished: &[(&Registered, Vec<i32>)],
+    ) -> Result<Self, StoreError> {
+        let client = store.single().await?;
+        client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        let shares = unfinished.iter().map(|(registered, shards)| Share {
+            name: format!("{} {} v{}", store.schema, registered.target.projector, registered.major()),
+            shards: shards.clone(),
+            ours: Vec::new(),
+        });
+        let mut claims = Self { store, client, shares: shares.collect() };
+        for share in &claims.shares {
+            store.query_one(&claims.client, &store.sql.join_replay, &[&share.name]).await?;
+        }
+        claims.more().await?;
+        Ok(claims)
+    }
+
+    /// The shards of one of the projectors that are ours.
+    pub(super) fn ours(&self, projector: usize) -> &[i32] {
+        &self.shares[projector].ours
+    }
+
+    /// Whether the work is to be shared out anew: processes came or went.
+    pub(super) async fn unfair(&mut self) -> Result<bool, StoreError> {
+        for share in &self.shares {
+            if share.ours.len() > self.fair(share).await? {
+                return Ok(true);
+            }
+        }
+        self.more().await
+    }
+
+    /// Takes what is free, up to a fair share. Returns whether there was any.
+    async fn more(&mut self) -> Result<bool, StoreError> {
+        let mut any = false;
+        for at in 0..self.shares.len() {
+            let share = &self.shares[at];
+            let fair = self.fair(share).await?;
+            let mut ours = share.ours.clone();
+            for shard in &share.shards {
+                if ours.len() < fair && !ours.contains(shard) {
+                    let name = format!("{} {shard}", share.name);
+                    let row =
+                        self.store.query_one(&self.client, &self.store.sql.claim_shard, &[&name]).await?;
+                    if row.get("claimed") {
+                        ours.push(*shard);
+                        any = true;
+                    }
+                }
+            }
+            self.shares[at].ours = ours;
+        }
+        Ok(any)
+    }
+
+    /// How many shards each process takes.
+    async fn fair(&self, share: &Share) -> Result<usize, StoreError> {
+        let row = self.store.query_one(&self.client, &self.store.sql.replayers, &[&share.name]).await?;
+        let processes = usize::try_from(row.get::<_, i64>("processes")).unwrap_or_default().max(1);
+        Ok(share.shards.len().div_ceil(processes))
+    }
+
+    /// Gives the claims back.
+    pub(super) async fn give_back(self) -> Result<(), StoreError> {
+        Ok(self.client.batch_execute("COMMIT").await?)
+    }
+}

@@ -1,0 +1,75 @@
+//! After the bulk: the secondary indexes, and what the planner knows of the tables.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::info;
+
+use super::{Pace, ReplayError};
+use crate::core::Core;
+use crate::projector::Registered;
+use crate::projector::configuration::Indexes;
+use crate::registration;
+use crate::store::StoreError;
+
+/// How long to wait before looking again whether somebody else has built them.
+const BUSY: Duration = Duration::from_millis(50);
+
+/// Builds what is missing, one process at a time, several indexes at once.
+pub(super) async fn build(core: &Core, registered: &Registered, pace: &Pace) -> Result<(), ReplayError> {
+    let store = &core.store;
+    let client = store.single().await?;
+    let execute = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
+    let claim = format!("{} {} v{} indexes", store.schema, registered.target.projector, registered.major());
+    loop {
+        if registration::is_indexed(store, &client, registered).await? {
+            return Ok(());
+        }
+        execute("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 0")
+            .await?;
+        if store.query_one(&client, &store.sql.claim_shard, &[&claim]).await?.get("claimed") {
+            break;
+        }
+        execute("ROLLBACK").await?;
+        sleep(BUSY).await;
+    }
+    let at_once = pace.max_connections.saturating_sub(1).max(1);
+    match &registered.indexes {
+        Indexes::Each(statements) => run(core, statements, at_once).await?,
+        Indexes::Whole(statements) => execute(statements).await?,
+    }
+    let params: [&(dyn postgres_types::ToSql + Sync); 2] =
+        [&registered.target.projector.as_str(), &registered.major()];
+    store.query_one(&client, &store.sql.indexed, &params).await?;
+    execute("COMMIT").await?;
+    let tables = store.query(&client, &store.sql.tables_of, &[&registered.schema]).await?;
+    let analyze: Vec<String> =
+        tables.iter().map(|row| format!("ANALYZE {}", row.get::<_, &str>("name"))).collect();
+    run(core, &analyze, at_once).await?;
+    info!(projector = %registered.target.projector, version = %registered.target.version, "indexes built");
+    Ok(())
+}
+
+/// Runs statements on connections of their own.
+async fn run(core: &Core, statements: &[String], at_once: usize) -> Result<(), StoreError> {
+    let mut running = JoinSet::new();
+    for statement in statements {
+        if running.len() >= at_once
+            && let Some(done) = running.join_next().await
+        {
+            done.expect("BUG: a statement panicked")?;
+        }
+        let (store, statement) = (core.store.clone(), statement.clone());
+        running.spawn(async move {
+            let client = store.single().await?;
+            // A role's own limit is for its usual statements.
+            client.batch_execute("SET statement_timeout = 0").await?;
+            Ok::<_, StoreError>(client.batch_execute(&statement).await?)
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        done.expect("BUG: a statement panicked")?;
+    }
+    Ok(())
+}
