@@ -11,8 +11,10 @@ mod inline;
 mod latency;
 mod measure;
 mod registry;
+mod replay;
 mod report;
 mod server;
+mod subjects;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -44,6 +46,8 @@ enum Group {
     Activation,
     /// Many projectors, many versions.
     Registry,
+    /// History into new tables.
+    Replay,
 }
 
 #[tokio::main]
@@ -64,6 +68,7 @@ async fn main() -> Result<()> {
             Group::Latency => latency::run(&server, effort, &mut report).await?,
             Group::Activation => activation::run(&server, effort, &mut report).await?,
             Group::Registry => registry::run(&server, effort, &mut report).await?,
+            Group::Replay => replay::run(&server, effort, &mut report).await?,
         }
     }
     println!("{}", report.table());

@@ -1,0 +1,429 @@
+//! The replay of a log, beside what the database itself takes to hand the log out and to take the rows in.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use changeover::tokio_postgres::{Client, Config};
+use changeover::{Changeover, Configuration, Pace, ProjectorName, ReplayOptions};
+use futures_util::future::try_join_all;
+use futures_util::{FutureExt as _, SinkExt as _, TryStreamExt as _};
+use serde_json::json;
+
+use crate::measure::{Effort, Samples, Variant, in_turn};
+use crate::report::{Figure, Goal, Report};
+use crate::server::{Server, client, migrated};
+use crate::subjects::{BigOrders, Customers, OrderEvent, Orders, OrdersSql, Wide};
+
+/// How the log is filled: orders of ten events each, a hundred of them open at any time. Only here in a way that no application
+/// has: nobody is looking, no append is in flight.
+const FILL: &str = "
+    INSERT INTO changeover.events (position, stream, revision, type, data)
+    SELECT n + 1, 'order-' || lpad(id::text, 10, '0'), step + 1,
+           CASE WHEN step = 0 THEN 'OrderPlaced' WHEN step < 8 THEN 'ItemAdded'
+                WHEN step = 8 THEN 'OrderPaid' ELSE 'OrderShipped' END,
+           CASE WHEN step = 0 THEN
+                    json_build_object('customer', 'customer-' || (id * 7919 % 5000),
+                                      'note', 'to be delivered to the neighbours at number ' || id)
+                WHEN step < 8 THEN
+                    json_build_object('article', 'article ' || (id * 31 + step) % 10007 || ' of the catalogue of spring',
+                                      'cents', 100 + (id + step) % 900, 'customer', 'customer-' || (id * 7919 % 5000))
+                WHEN step = 8 THEN
+                    json_build_object('customer', 'customer-' || (id * 7919 % 5000), 'by', 'a card that ends with ' || id % 10000,
+                                      'at', 'the till of the web shop')
+                ELSE json_build_object('customer', 'customer-' || (id * 7919 % 5000), 'carrier', 'the post, as a parcel',
+                                       'parcel', 'parcel ' || id)
+           END
+    FROM (
+        SELECT n, (n / 1000) * 100 + n % 100 AS id, n % 1000 / 100 AS step
+        FROM generate_series($1::bigint, $2::bigint - 1) AS n
+    ) numbered";
+
+/// Events for the hand-written loops, which are slow.
+const LOOP_EVENTS: i64 = 100_000;
+
+/// The group `replay`.
+pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) -> Result<()> {
+    let database = server.database().await;
+    let config = database.config();
+    Changeover::builder(config.clone()).migrate().await?;
+    let log = Log { admin: client(&config).await?, config, events: effort.large_log.max(100_000) };
+    log.fill(0, log.events).await?;
+    log.against_the_database(effort, report).await?;
+    log.against_loops(effort, report).await?;
+    log.together(effort, report).await?;
+    log.growth(effort, report).await
+}
+
+struct Log {
+    admin: Client,
+    config: Config,
+    events: i64,
+}
+
+fn options() -> ReplayOptions {
+    ReplayOptions { requested_by: "bench".to_owned(), ..ReplayOptions::default() }
+}
+
+impl Log {
+    async fn fill(&self, from: i64, to: i64) -> Result<()> {
+        self.admin.execute(FILL, &[&from, &to]).await?;
+        self.admin.query_one("SELECT setval('changeover.event_position', $1)", &[&to]).await?;
+        self.admin.batch_execute("VACUUM ANALYZE changeover.events").await?;
+        Ok(self.admin.batch_execute("CHECKPOINT").await?)
+    }
+
+    /// Forgets everything that was replayed.
+    async fn forget(&self) -> Result<()> {
+        let schemas = "SELECT nspname FROM pg_namespace WHERE nspname ~ '_v[0-9]+$'";
+        for schema in self.admin.query(schemas, &[]).await? {
+            self.admin.batch_execute(&format!("DROP SCHEMA {} CASCADE", schema.get::<_, &str>(0))).await?;
+        }
+        let forget =
+            "DELETE FROM changeover.checkpoints; DELETE FROM changeover.projector_states; CHECKPOINT";
+        Ok(self.admin.batch_execute(forget).await?)
+    }
+
+    /// Replays projectors and says how many seconds that took.
+    async fn replay(&self, configuration: &Configuration, options: &ReplayOptions) -> Result<f64> {
+        self.forget().await?;
+        let changeover = migrated(self.config.clone(), configuration.clone()).await?;
+        let names: Vec<ProjectorName> = configuration.versions().into_keys().collect();
+        let started = Instant::now();
+        changeover.replay(&names, options, &|_| {}).await?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// What the database takes to hand the log out and the finished rows of a table in, in seconds.
+    async fn raw(&self, rows: &[Bytes], table: &str) -> Result<f64> {
+        self.admin
+            .batch_execute(&format!(
+                "DROP SCHEMA IF EXISTS bare CASCADE; CREATE SCHEMA bare;
+                 CREATE TABLE bare.rows (LIKE {table} INCLUDING CONSTRAINTS INCLUDING INDEXES)"
+            ))
+            .await?;
+        self.admin.batch_execute("CHECKPOINT").await?;
+        let started = Instant::now();
+        let sql = "COPY (SELECT position, stream, revision, type, data, metadata, recorded_at FROM changeover.events
+                         ORDER BY position) TO STDOUT (FORMAT binary)";
+        let mut events = pin!(self.admin.copy_out(sql).await?);
+        let mut bytes = 0;
+        while let Some(message) = events.try_next().await? {
+            bytes += message.len();
+        }
+        anyhow::ensure!(bytes > 0, "the log is empty");
+        let mut sink = pin!(self.admin.copy_in("COPY bare.rows FROM STDIN (FORMAT binary)").await?);
+        for message in rows {
+            sink.feed(message.clone()).await?;
+        }
+        sink.finish().await?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// The rows of a table, as `COPY` hands them out.
+    async fn rows(&self, table: &str) -> Result<Vec<Bytes>> {
+        let sql = format!("COPY {table} TO STDOUT (FORMAT binary)");
+        Ok(self.admin.copy_out(&sql).await?.try_collect().await?)
+    }
+
+    async fn against_the_database(&self, effort: Effort, report: &mut Report) -> Result<()> {
+        let cases = [
+            ("a row for each order", Configuration::new().fold(Orders)?, "orders_v1.orders"),
+            (
+                "a row for each of 5,000 customers",
+                Configuration::new().fold(Customers)?,
+                "customers_v1.customers",
+            ),
+        ];
+        for (rows, configuration, table) in &cases {
+            self.replay(configuration, &options()).await?;
+            self.admin.batch_execute("DROP SCHEMA IF EXISTS kept CASCADE; CREATE SCHEMA kept").await?;
+            let kept = format!(
+                "CREATE TABLE kept.rows (LIKE {table} INCLUDING ALL); INSERT INTO kept.rows TABLE {table}"
+            );
+            self.admin.batch_execute(&kept).await?;
+            let finished = self.rows("kept.rows").await?;
+            let (rounds, finished) = (effort.rounds.min(7), &finished);
+            let [ours, raw] = in_turn(
+                rounds,
+                [
+                    Box::new(move || self.rate(configuration, options()).boxed()) as Variant<'_, f64>,
+                    Box::new(move || {
+                        async move { Ok(self.per_sec(self.raw(finished, "kept.rows").await?)) }.boxed()
+                    }),
+                ],
+            )
+            .await?;
+            let params = json!({"events": self.events, "rows": rows, "beside": "COPY of the log out, COPY of the rows in"});
+            report.add(Figure::compared(
+                "replay",
+                params,
+                "events/s",
+                (&ours, &raw),
+                Goal::RatioAtLeast(0.8),
+            ))?;
+        }
+        let several = [
+            ("three tables, several keys for each event", Configuration::new().fold(Wide)?),
+            ("a SQL projector with one statement for each batch", Configuration::new().sql(OrdersSql)?),
+        ];
+        for (rows, configuration) in &several {
+            let mut rates = Vec::new();
+            for _ in 0..effort.rounds.min(3) {
+                rates.push(self.rate(configuration, options()).await?);
+            }
+            let rates = Samples::new(rates);
+            let params = json!({"events": self.events, "rows": rows});
+            report.add(Figure::new(
+                "replay",
+                params,
+                (rates.median(), "events/s"),
+                None,
+                rates.spread(),
+                Goal::None,
+            ))?;
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn per_sec(&self, secs: f64) -> f64 {
+        self.events as f64 / secs
+    }
+
+    async fn rate(&self, configuration: &Configuration, options: ReplayOptions) -> Result<f64> {
+        Ok(self.per_sec(self.replay(configuration, &options).await?))
+    }
+
+    // --- loops as one writes them by hand -----------------------------------------------------------------------------
+
+    async fn against_loops(&self, effort: Effort, report: &mut Report) -> Result<()> {
+        let rounds = effort.rounds.min(5);
+        let orders = &Configuration::new().fold(Orders)?;
+        let [ours, each, batches] = in_turn(
+            rounds,
+            [
+                Box::new(move || self.rate(orders, options()).boxed()) as Variant<'_, f64>,
+                Box::new(move || self.upsert_each().boxed()),
+                Box::new(move || self.fold_batches().boxed()),
+            ],
+        )
+        .await?;
+        for (beside, baseline, goal) in [
+            ("one pipelined upsert for each event", &each, 12.0),
+            ("batches of 1,000 folded by hand, one upsert each", &batches, 2.5),
+        ] {
+            let params = json!({"events": self.events, "rows": "a row for each order", "beside": beside});
+            report.add(Figure::compared(
+                "replay_loop",
+                params,
+                "events/s",
+                (&ours, baseline),
+                Goal::RatioAtLeast(goal),
+            ))?;
+        }
+        let sql = &Configuration::new().sql(OrdersSql)?;
+        let [ours, one_by_one] = in_turn(
+            rounds.min(3),
+            [
+                Box::new(move || self.rate(sql, options()).boxed()) as Variant<'_, f64>,
+                Box::new(move || self.statement_each().boxed()),
+            ],
+        )
+        .await?;
+        let params = json!({"events": self.events, "rows": "a SQL projector with one statement for each batch",
+                            "beside": "one statement for each event, one after the other"});
+        report.add(Figure::compared(
+            "replay_sql",
+            params,
+            "events/s",
+            (&ours, &one_by_one),
+            Goal::RatioAtLeast(1.5),
+        ))
+    }
+
+    async fn bare_orders(&self) -> Result<Client> {
+        let ddl = "DROP SCHEMA IF EXISTS bare CASCADE; CREATE SCHEMA bare;
+                   CREATE TABLE bare.orders (id text PRIMARY KEY, customer text NOT NULL, items integer NOT NULL,
+                                             cents bigint NOT NULL, status text NOT NULL)";
+        self.admin.batch_execute(ddl).await?;
+        client(&self.config).await
+    }
+
+    /// Events of the loops, in batches of a thousand.
+    async fn batch(&self, reader: &Client, after: i64) -> Result<Vec<(String, OrderEvent)>> {
+        let sql = "SELECT stream, type, data::text FROM changeover.events WHERE position > $1 ORDER BY position LIMIT 1000";
+        let rows = reader.query(sql, &[&after]).await?;
+        rows.iter()
+            .map(|row| {
+                let text = format!("{{\"{}\":{}}}", row.get::<_, &str>(1), row.get::<_, &str>(2));
+                Ok((row.get(0), serde_json::from_str(&text)?))
+            })
+            .collect()
+    }
+
+    /// One upsert for each event; those of a batch are sent together.
+    async fn upsert_each(&self) -> Result<f64> {
+        self.each(true).await
+    }
+
+    /// One statement for each event, each after the one before.
+    async fn statement_each(&self) -> Result<f64> {
+        self.each(false).await
+    }
+
+    async fn each(&self, pipelined: bool) -> Result<f64> {
+        let writer = self.bare_orders().await?;
+        let placed = writer.prepare("INSERT INTO bare.orders VALUES ($1, $2, 0, 0, 'placed')").await?;
+        let added = "UPDATE bare.orders SET items = items + 1, cents = cents + $2 WHERE id = $1";
+        let added = writer.prepare(added).await?;
+        let status = writer.prepare("UPDATE bare.orders SET status = $2 WHERE id = $1").await?;
+        let started = Instant::now();
+        let mut done = 0;
+        while done < LOOP_EVENTS {
+            let batch = self.batch(&self.admin, done).await?;
+            writer.batch_execute("BEGIN").await?;
+            let write = async |(id, event): &(String, OrderEvent)| match event {
+                OrderEvent::OrderPlaced { customer, .. } => writer.execute(&placed, &[id, customer]).await,
+                OrderEvent::ItemAdded { cents, .. } => writer.execute(&added, &[id, cents]).await,
+                OrderEvent::OrderPaid { .. } => writer.execute(&status, &[id, &"paid"]).await,
+                OrderEvent::OrderShipped { .. } => writer.execute(&status, &[id, &"shipped"]).await,
+            };
+            if pipelined {
+                try_join_all(batch.iter().map(write)).await?;
+            } else {
+                for event in &batch {
+                    write(event).await?;
+                }
+            }
+            writer.batch_execute("COMMIT").await?;
+            done += i64::try_from(batch.len())?;
+        }
+        loop_rate(started)
+    }
+
+    /// A batch of a thousand events is folded by hand, and its rows are written by one upsert.
+    async fn fold_batches(&self) -> Result<f64> {
+        let writer = self.bare_orders().await?;
+        let load = "SELECT id, customer, items, cents, status FROM bare.orders WHERE id = ANY ($1)";
+        let load = writer.prepare(load).await?;
+        let upsert = "INSERT INTO bare.orders SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[])
+                      ON CONFLICT (id) DO UPDATE SET items = excluded.items, cents = excluded.cents, status = excluded.status";
+        let upsert = writer.prepare(upsert).await?;
+        let started = Instant::now();
+        let mut done = 0;
+        while done < LOOP_EVENTS {
+            let batch = self.batch(&self.admin, done).await?;
+            writer.batch_execute("BEGIN").await?;
+            let ids: Vec<&String> = batch.iter().map(|(id, _)| id).collect();
+            let mut rows: HashMap<String, (String, i32, i64, String)> = HashMap::new();
+            for row in writer.query(&load, &[&ids]).await? {
+                rows.insert(row.get(0), (row.get(1), row.get(2), row.get(3), row.get(4)));
+            }
+            for (id, event) in &batch {
+                if let OrderEvent::OrderPlaced { customer, .. } = event {
+                    rows.insert(id.clone(), (customer.clone(), 0, 0, "placed".to_owned()));
+                    continue;
+                }
+                let row = rows.get_mut(id).context("BUG: an order without a beginning")?;
+                match event {
+                    OrderEvent::ItemAdded { cents, .. } => (row.1, row.2) = (row.1 + 1, row.2 + cents),
+                    OrderEvent::OrderPaid { .. } => "paid".clone_into(&mut row.3),
+                    _ => "shipped".clone_into(&mut row.3),
+                }
+            }
+            let ids: Vec<&String> = rows.keys().collect();
+            let customers: Vec<&String> = rows.values().map(|row| &row.0).collect();
+            let items: Vec<i32> = rows.values().map(|row| row.1).collect();
+            let cents: Vec<i64> = rows.values().map(|row| row.2).collect();
+            let status: Vec<&String> = rows.values().map(|row| &row.3).collect();
+            writer.execute(&upsert, &[&ids, &customers, &items, &cents, &status]).await?;
+            writer.batch_execute("COMMIT").await?;
+            done += i64::try_from(batch.len())?;
+        }
+        loop_rate(started)
+    }
+
+    // --- more projectors, more events ---------------------------------------------------------------------------------
+
+    async fn together(&self, effort: Effort, report: &mut Report) -> Result<()> {
+        let alone = [
+            Configuration::new().fold(Orders)?,
+            Configuration::new().fold(Customers)?,
+            Configuration::new().fold(Wide)?,
+            Configuration::new().fold(BigOrders)?,
+        ];
+        let four = Configuration::new().fold(Orders)?.fold(Customers)?.fold(Wide)?.fold(BigOrders)?;
+        let (mut slowest, mut together) = (Vec::new(), Vec::new());
+        for _ in 0..effort.rounds.min(3) {
+            let mut secs = Vec::new();
+            for configuration in &alone {
+                secs.push(self.replay(configuration, &options()).await?);
+            }
+            slowest.push(Samples::new(secs).percentile(1.0));
+            together.push(self.replay(&four, &options()).await?);
+        }
+        let params = json!({"events": self.events, "projectors": 4, "beside": "the slowest of them alone"});
+        report.add(Figure::compared(
+            "replay_together",
+            params,
+            "s",
+            (&together, &slowest),
+            Goal::RatioAtMost(1.8),
+        ))
+    }
+
+    /// The last of all: the log is ten times as long afterwards.
+    async fn growth(&self, effort: Effort, report: &mut Report) -> Result<()> {
+        let orders = Configuration::new().fold(Orders)?;
+        let rounds = effort.rounds.min(3);
+        let mut small = Vec::new();
+        for _ in 0..rounds {
+            small.push(1e9 / self.rate(&orders, options()).await?);
+        }
+        let large = Self {
+            admin: client(&self.config).await?,
+            config: self.config.clone(),
+            events: self.events * 10,
+        };
+        large.fill(self.events, large.events).await?;
+        let narrow = Pace { memory_bytes: 256 << 20, ..Pace::default() };
+        let narrow = ReplayOptions { pace: narrow, ..options() };
+        let mut values = Vec::new();
+        for _ in 0..rounds {
+            values.push(1e9 / large.rate(&orders, options()).await?);
+        }
+        let params = json!({"events": large.events, "beside": self.events});
+        let goal = Goal::RatioAtMost(1.15);
+        report.add(Figure::compared("replay_growth", params, "ns/event", (&values, &small), goal))?;
+        let secs = large.replay(&orders, &narrow).await?;
+        let params =
+            json!({"events": large.events, "memory": "256MiB", "process": "the whole of the bench so far"});
+        let peak = Samples::new(vec![peak_mib()?]);
+        report.add(Figure::new(
+            "replay_peak_rss",
+            params,
+            (peak.median(), "MiB"),
+            None,
+            peak.spread(),
+            Goal::None,
+        ))?;
+        anyhow::ensure!(secs > 0.0, "BUG: a replay took no time");
+        Ok(())
+    }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn loop_rate(started: Instant) -> Result<f64> {
+    Ok(LOOP_EVENTS as f64 / started.elapsed().as_secs_f64())
+}
+
+/// The most memory that this process ever had.
+fn peak_mib() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}
