@@ -93,7 +93,10 @@ async fn the_first_activation_on_a_filled_log_brings_the_history_along() {
 async fn an_observer_never_sees_a_mix_of_two_configurations() {
     let database = Database::fresh().await;
     let client = database.client().await;
-    let (old, new) = (instance_of(&database, "fan 1").await, instance_of(&database, "fan 2").await);
+    let old = instance_of(&database, "fan 1").await;
+    // Before the other one is there: of two that find nothing active either might assume its own.
+    place(&old, "first", 1).await;
+    let new = instance_of(&database, "fan 2").await;
     let (old_running, new_running) = (old.start(), new.start());
     let writers = Writers::start(2, &[&old, &new]);
     more_events(&client, 10).await;
