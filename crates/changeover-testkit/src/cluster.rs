@@ -191,7 +191,7 @@ impl Cluster {
     /// after a shutdown that disconnects everybody and waits for a checkpoint.
     ///
     /// # Errors
-    /// When it does not stop within a minute or does not start, or when others share it.
+    /// When it does not stop within three minutes or does not start, or when others share it.
     pub fn restart(&self) -> Result<()> {
         let ours = self.ours_alone("restart")?;
         let mut postmaster = ours.postmaster();
@@ -255,7 +255,7 @@ impl Cluster {
 
 /// A [`Cluster`] to be.
 ///
-/// It starts from settings for tests: 200 connections, 20 prepared transactions, 64 MB of shared buffers, and
+/// It starts from settings for tests: 1,000 connections, 20 prepared transactions, 64 MB of shared buffers, and
 /// nothing forced to disk.
 ///
 /// ```no_run
@@ -316,7 +316,8 @@ struct Settings(Vec<(String, String)>);
 impl Settings {
     fn for_tests() -> Self {
         let settings = [
-            ("max_connections", "200"),
+            // As many tests run at once as the machine has processors, each with pools of its own.
+            ("max_connections", "1000"),
             ("max_prepared_transactions", "20"),
             ("shared_buffers", "64MB"),
             ("fsync", "off"),
@@ -376,7 +377,7 @@ impl Ours {
         let mut child = leash::spawn(command)?;
 
         let mut ended = None;
-        let waited = block_until(Duration::from_mins(1), "PostgreSQL to start", || {
+        let waited = block_until(Duration::from_mins(3), "PostgreSQL to start", || {
             ended = child.try_wait().ok().flatten();
             ended.is_some() || is_ready(&data, child.id())
         });
@@ -407,7 +408,7 @@ impl Drop for Ours {
 fn stop(postmaster: &mut Child, how: Signal) -> Result<()> {
     thaw_all(postmaster)?;
     processes::signal(processes::pid_of(postmaster), how)?;
-    block_until(Duration::from_mins(1), "PostgreSQL to stop", || matches!(postmaster.try_wait(), Ok(Some(_))))
+    block_until(Duration::from_mins(3), "PostgreSQL to stop", || matches!(postmaster.try_wait(), Ok(Some(_))))
 }
 
 /// The postmaster must not see its children die: it would start to recover. Once stopped it sees nothing,
