@@ -13,7 +13,7 @@ use shop::{Release, http};
 use tower::ServiceExt;
 use uuid::Uuid;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// An instance of a release whose configuration is active.
 pub(crate) async fn active_shop(database: &Database, release: Release) -> Changeover {
