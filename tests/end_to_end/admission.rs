@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use changeover::semver::Version;
 use changeover::tokio_postgres::{Client, IsolationLevel};
 use changeover::{
-    ActivateOptions, AppendError, Changeover, Configuration, ConnectError, Delivery, Expected, Fold,
-    FoldProjector, Obstacle, Position, ReadyState, Recorded, Refused, Row, StreamName, WaitError,
-    WhenNothingIsActive,
+    AppendError, Changeover, Configuration, ConnectError, Delivery, Expected, Fold, FoldProjector, Obstacle,
+    ReadyState, Recorded, Refused, Row, StreamName, WaitError, WhenNothingIsActive,
 };
 use changeover_testkit::{Database, Proxy, eventually};
 use serde::Deserialize;
@@ -17,6 +16,8 @@ use crate::orders::{
     InlineOrders1, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals, instance, place,
     placed, stream,
 };
+use crate::publisher::append_by_hand;
+use crate::releases::{SOON, hasty};
 
 const SOON: Duration = Duration::from_secs(10);
 const LEVELS: [IsolationLevel; 3] =
@@ -136,19 +137,8 @@ async fn every_row_of_the_table_holds_for_publishing() {
     let orders = "orders".parse().unwrap();
     let running = changeover.start();
     place(&changeover, "first", 1).await;
-    // Under a lease, as every append: without one the horizon might pass it before it is committed.
-    let log_only = "WITH lease AS MATERIALIZED (
-                        SELECT pg_advisory_xact_lock_shared(
-                            'changeover.events'::regclass::oid::integer, p.last_value::bit(32)::integer)::text AS held
-                        FROM changeover.event_position p
-                    )
-                    INSERT INTO changeover.events (position, stream, revision, type, data)
-                    SELECT nextval('changeover.event_position'), gen_random_uuid()::text, 1, 'Placed',
-                           '{\"customer\": \"Ada\"}'
-                    FROM lease WHERE held IS NOT NULL
-                    RETURNING position";
     let reached = async |limit: Duration| {
-        let last = Position::new(admin.query_one(log_only, &[]).await.unwrap().get(0));
+        let last = append_by_hand(&admin, r#"{"customer": "Ada"}"#).await;
         match changeover.wait_for(&orders, last, limit).await {
             Ok(()) => true,
             Err(WaitError::Timeout { .. }) => false,
