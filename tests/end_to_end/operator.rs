@@ -182,7 +182,8 @@ impl Once {
         let thawed = if here { self.0.lock().unwrap().take() } else { None };
         if let Some(mut thawed) = thawed {
             println!("\nstopping here");
-            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(thawed.recv())).unwrap();
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(thawed.recv()))
+                .unwrap();
         }
     }
 }
