@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::Signal;
@@ -199,7 +199,16 @@ impl Cluster {
             stop(running, Signal::INT)?;
         }
         *postmaster = None;
-        *postmaster = Some(ours.boot()?);
+        // Whoever looks for a free port may be trying ours at this very moment.
+        let mut attempts = 0;
+        let booted = loop {
+            attempts += 1;
+            match ours.boot() {
+                Err(error) if attempts < 10 && is_taken(&error) => thread::sleep(Duration::from_millis(200)),
+                booted => break booted?,
+            }
+        };
+        *postmaster = Some(booted);
         Ok(())
     }
 
@@ -301,7 +310,7 @@ impl Builder {
             attempts += 1;
             ours.port = address::free_port()?;
             match ours.boot() {
-                Err(error) if attempts < 5 && format!("{error:?}").contains("Address already in use") => {}
+                Err(error) if attempts < 5 && is_taken(&error) => {}
                 booted => break booted?,
             }
         };
@@ -429,6 +438,11 @@ fn thaw_all(postmaster: &Child) -> Result<()> {
     let postmaster = processes::pid_of(postmaster);
     processes::children(postmaster)?.into_iter().try_for_each(processes::thaw)?;
     processes::thaw(postmaster)
+}
+
+/// Whether it could not start because of somebody else on its port.
+fn is_taken(error: &anyhow::Error) -> bool {
+    format!("{error:?}").contains("Address already in use")
 }
 
 /// The server says so itself on line 8; the first line tells that it is not the file of a server that was
