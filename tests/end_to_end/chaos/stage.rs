@@ -218,7 +218,15 @@ impl<'d> Stage<'d> {
                 }
                 2..5 if actor.frozen_until.is_none() => {
                     let longest = if chance.percent(80) { 150 } else { 2_000 };
-                    actor.process.freeze().expect("it is frozen");
+                    if let Err(error) = actor.process.freeze() {
+                        // One that found no connection in time has ended, as any application would.
+                        let ended = actors.swap_remove(at);
+                        drop(actors);
+                        let said = ended.process.output();
+                        assert!(said.contains("Error: ") && !said.contains("panicked"), "{error:#}");
+                        self.enter(ended.release, WRITERS);
+                        continue;
+                    }
                     actor.frozen_until = Some(Instant::now() + Duration::from_millis(chance.below(longest)));
                 }
                 _ => {}

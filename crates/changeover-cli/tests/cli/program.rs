@@ -62,6 +62,11 @@ impl Program {
     pub(crate) fn command(&self, line: &str) -> Command {
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).args(line.split_whitespace());
+        // On a machine that stands still for a while, a pause that is to end well must not end by its deadline.
+        let pauses = ["activate-configuration", "deactivate "].iter().any(|verb| line.starts_with(verb));
+        if pauses && self.url.is_some() && !line.contains("--pause-limit") {
+            command.args(["--pause-limit", "10s"]);
+        }
         for name in ["DATABASE_URL", "CHANGEOVER_SCHEMA", "CHANGEOVER_LOG", "COLUMNS"] {
             command.env_remove(name);
         }
