@@ -215,6 +215,40 @@ async fn two_operators_with_two_configurations_never_make_a_third() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_mark_that_waits_for_the_switch_of_another_activation_does_not_hold_it_up() {
+    let database = Database::fresh().await;
+    let (client, mut holder) = (database.client().await, database.client().await);
+    let base = instance_of(&database, "pair 1 1").await;
+    place(&base, "order", 2).await;
+    let left = instance_of(&database, "pair 2 1").await;
+    let right = instance_of(&database, "pair 1 2").await;
+    let mut late = Held::at("replaying", &right, hasty());
+    late.reached().await;
+    let mut first = Held::at("drained", &left, hasty());
+    first.reached().await;
+    // The switch has ended its activation and gets no further, so the mark of the other one has to wait for what comes of it.
+    let waits_at = async |statement: &str| {
+        let waits = "SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '-- ' || $1 || ':%'";
+        eventually(SOON, || async { !client.query(waits, &[&statement]).await.unwrap().is_empty() }).await;
+    };
+    let held = holder.transaction().await.unwrap();
+    held.query("SELECT FROM changeover.projector_states WHERE projector = 'fan_1' FOR UPDATE", &[])
+        .await
+        .unwrap();
+    let first = tokio::spawn(first.outcome());
+    waits_at("switch").await;
+    let late = tokio::spawn(late.outcome());
+    waits_at("mark_activating").await;
+    held.rollback().await.unwrap();
+    let _ = first.await.unwrap().unwrap();
+    let error = late.await.unwrap().unwrap_err();
+    assert!(is_beaten(&error), "{error:?}");
+    assert_eq!(active(&client).await, "fan_1 2.0.0, fan_3 1.0.0");
+    place(&left, "again", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_plan_that_is_out_of_date_is_not_carried_out() {
     // Wherever the other activation comes in between: right after the plan, or after everything was prepared.
     for held_at in ["planned", "started", "replaying"] {
