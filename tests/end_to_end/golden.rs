@@ -264,6 +264,7 @@ async fn the_plans_of_the_hot_statements_are_what_was_reviewed() {
     let (events, states): (u32, u32) = (oids.get(0), oids.get(1));
     // Where they stand as such: another number may happen to hold the same digits.
     found = found.replace(&format!("'{events}'::oid"), "'<events>'::oid");
+    found = found.replace(&format!("lock_shared({events},"), "lock_shared(<events>,");
     found = found.replace(&format!("'{{{events},{states}}}'::oid"), "'{<events>,<projector_states>}'::oid");
     let version =
         client.query_one("SELECT current_setting('server_version_num')::integer / 10000", &[]).await.unwrap();
