@@ -361,6 +361,23 @@ async fn a_process_that_freezes_while_it_registers_holds_up_the_others_for_secon
     assert_eq!(wrong_rows(&database.client().await, "orders_v2").await, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_batch_that_ends_while_it_is_looked_at_is_not_taken_for_an_old_one() {
+    let database = Database::fresh().await;
+    let (_old, new) = two_releases(&database, "").await;
+    // What is seen then, made to last: a lock, by a session that is in no transaction.
+    let ended = database.client().await;
+    ended
+        .batch_execute("SELECT pg_advisory_lock_shared('changeover.events'::regclass::oid::integer, 0)")
+        .await
+        .unwrap();
+    let mut held = Held::at("paused", &new, hasty());
+    held.reached().await;
+    assert!(!held.seen().contains("waiting for appends"), "{:?}", held.seen());
+    ended.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    let _ = held.outcome().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_transaction_is_named_and_waited_for() {
     let database = Database::fresh().await;
