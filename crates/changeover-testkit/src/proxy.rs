@@ -196,7 +196,10 @@ async fn listen(
         let wire = orders.borrow_and_update().wire;
         match (wire, &listener) {
             (Wire::Removed, _) => return Ok(()),
-            (Wire::Cut, Some(_)) => {
+            (Wire::Cut, Some(open)) => {
+                // Closing it is not enough: a process that is being started at this moment holds it too, until it has become
+                // its program, and so the port.
+                rustix::net::shutdown(open, rustix::net::Shutdown::Both)?;
                 listener = None; // Those who were not accepted yet are reset by the kernel.
                 counts.listening.store(0, SeqCst);
             }
