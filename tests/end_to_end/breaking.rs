@@ -16,8 +16,12 @@ use crate::releases::{
 /// Of the pauses that are meant to end by their deadline.
 const PAUSE: Duration = Duration::from_millis(600);
 
-/// What the end of a pause may take beside its deadline, on a machine with much to do.
-const LITTLE: Duration = Duration::from_millis(900);
+/// What the end of a pause may take beside its deadline, on a machine that stands still for a while. Far less than what would
+/// end it otherwise: the minute after which the server ends an idle batch, or after which a request gives up waiting.
+const LITTLE: Duration = Duration::from_secs(15);
+
+/// Of the pauses that others have to get into the middle of, and that have to have an end all the same.
+const LONG_PAUSE: Duration = Duration::from_secs(4);
 
 /// An old and a new release with some history.
 async fn two_releases(database: &Database, kind: &str) -> (Changeover, Changeover) {
@@ -64,6 +68,8 @@ async fn an_activator_that_is_killed_in_its_preparation_has_paused_nobody() {
         let operator = Operator::activate(&database, "2.0.0", stop_at, PAUSE).await;
         place(&old, "meanwhile", 1).await;
         operator.kill_9();
+        let paused = "SELECT count(*) FROM changeover.activations WHERE activating_at IS NOT NULL";
+        assert_eq!(database.client().await.query_one(paused, &[]).await.unwrap().get::<_, i64>(0), 0);
         serves_by_itself(&database, "", &old, &new, LITTLE).await;
     }
 }
@@ -97,18 +103,18 @@ async fn feeding(database: &Database, old: &Changeover, pause: Duration) -> (Ope
     holder.batch_execute("BEGIN; LOCK TABLE orders_v2.orders IN SHARE MODE").await.unwrap();
     tx.commit().await.unwrap();
     let feeding =
-        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'orders_v2.orders'::regclass)";
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'orders_v2.orders'::regclass
+                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
     eventually(SOON, || async { client.query_one(feeding, &[]).await.unwrap().get::<_, bool>(0) }).await;
     (operator, holder)
 }
 
 #[tokio::test]
 async fn an_activator_that_is_killed_or_frozen_while_it_feeds_gives_the_pause_back_by_the_deadline() {
-    const PAUSE: Duration = Duration::from_secs(1);
     for frozen in [false, true] {
         let database = Database::fresh().await;
         let (old, new) = two_releases(&database, "").await;
-        let (operator, holder) = feeding(&database, &old, PAUSE).await;
+        let (operator, holder) = feeding(&database, &old, LONG_PAUSE).await;
         if frozen {
             operator.freeze();
         } else {
@@ -116,10 +122,10 @@ async fn an_activator_that_is_killed_or_frozen_while_it_feeds_gives_the_pause_ba
         }
         let started = Instant::now();
         place(&old, "meanwhile", 1).await;
-        assert!(started.elapsed() < PAUSE + LITTLE, "{:?}", started.elapsed());
+        assert!(started.elapsed() < LONG_PAUSE + LITTLE, "{:?}", started.elapsed());
         holder.batch_execute("ROLLBACK").await.unwrap();
         // Its batch goes on now; then the server ends it, since nobody is there who could.
-        eventually(PAUSE + LITTLE, || async { old.status().await.unwrap().in_flight.is_empty() }).await;
+        eventually(LONG_PAUSE + LITTLE, || async { old.status().await.unwrap().in_flight.is_empty() }).await;
         if frozen {
             let said = operator.thaw().await;
             assert!(said.contains("end: refused"), "{said}");
@@ -154,7 +160,7 @@ async fn an_activator_that_wakes_up_after_its_deadline_changes_nothing_and_says_
 async fn an_activator_that_dies_after_the_switch_has_switched() {
     let database = Database::fresh().await;
     let (_old, new) = two_releases(&database, "").await;
-    Operator::activate(&database, "2.0.0", "switched", PAUSE).await.kill_9();
+    Operator::activate(&database, "2.0.0", "switched", SOON).await.kill_9();
     place(&new, "again", 3).await;
     let client = database.client().await;
     assert_eq!(active(&client).await, "orders 2.0.0");
@@ -209,6 +215,40 @@ async fn two_operators_with_two_configurations_never_make_a_third() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_mark_that_waits_for_the_switch_of_another_activation_does_not_hold_it_up() {
+    let database = Database::fresh().await;
+    let (client, mut holder) = (database.client().await, database.client().await);
+    let base = instance_of(&database, "pair 1 1").await;
+    place(&base, "order", 2).await;
+    let left = instance_of(&database, "pair 2 1").await;
+    let right = instance_of(&database, "pair 1 2").await;
+    let mut late = Held::at("replaying", &right, hasty());
+    late.reached().await;
+    let mut first = Held::at("drained", &left, hasty());
+    first.reached().await;
+    // The switch has ended its activation and gets no further, so the mark of the other one has to wait for what comes of it.
+    let waits_at = async |statement: &str| {
+        let waits = "SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '-- ' || $1 || ':%'";
+        eventually(SOON, || async { !client.query(waits, &[&statement]).await.unwrap().is_empty() }).await;
+    };
+    let held = holder.transaction().await.unwrap();
+    held.query("SELECT FROM changeover.projector_states WHERE projector = 'fan_1' FOR UPDATE", &[])
+        .await
+        .unwrap();
+    let first = tokio::spawn(first.outcome());
+    waits_at("switch").await;
+    let late = tokio::spawn(late.outcome());
+    waits_at("mark_activating").await;
+    held.rollback().await.unwrap();
+    let _ = first.await.unwrap().unwrap();
+    let error = late.await.unwrap().unwrap_err();
+    assert!(is_beaten(&error), "{error:?}");
+    assert_eq!(active(&client).await, "fan_1 2.0.0, fan_3 1.0.0");
+    place(&left, "again", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_plan_that_is_out_of_date_is_not_carried_out() {
     // Wherever the other activation comes in between: right after the plan, or after everything was prepared.
     for held_at in ["planned", "started", "replaying"] {
@@ -256,6 +296,11 @@ async fn a_late_operator_does_not_end_the_pause_of_the_one_before() {
 
 // --- who does not end -------------------------------------------------------------------------------------------------
 
+/// Options of an activation that is to meet somebody who does not end.
+fn blocked(pause_limit: Duration) -> ActivateOptions {
+    ActivateOptions { pause_limit, drain_timeout: Duration::from_millis(300), ..hasty() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_that_was_left_open_is_named_and_nothing_changes() {
     let database = Database::fresh().await;
@@ -265,16 +310,16 @@ async fn a_transaction_that_was_left_open_is_named_and_nothing_changes() {
     config.application_name("forgetful");
     let builder = Changeover::builder(config).configuration(release("1.0.0"));
     let forgetful = builder.connect().await.unwrap();
+    let writers = Writers::start(2, &[&old]);
+    more_events(&client, 5).await;
     let mut connection = forgetful.pool().get().await.unwrap();
     let tx = connection.transaction().await.unwrap();
     forgetful.append_in(&tx, &stream("open"), Expected::NoStream, &[placed("Ada")]).await.unwrap();
     let pid: i32 = tx.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-    let writers = Writers::start(2, &[&old]);
-    for (pause_limit, paused) in [(Duration::from_secs(1), true), (Duration::from_millis(20), false)] {
+    for (pause_limit, paused) in [(LONG_PAUSE, true), (Duration::from_millis(20), false)] {
         // Too young to be waited for before a long pause: it is waited for in it, and the pause is given back. Long enough
         // open for a short one: nobody is paused for it.
-        let activating = Held::at("", &new, ActivateOptions { pause_limit, ..hasty() });
-        let (seen, error) = activating.failed().await;
+        let (seen, error) = Held::at("", &new, blocked(pause_limit)).failed().await;
         assert_eq!(seen.contains("paused"), paused, "{seen:?}");
         let ActivateError::Blocked { blockers, after } = &error else { panic!("{error:?}") };
         let blocker =
@@ -316,6 +361,23 @@ async fn a_process_that_freezes_while_it_registers_holds_up_the_others_for_secon
     assert_eq!(wrong_rows(&database.client().await, "orders_v2").await, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_batch_that_ends_while_it_is_looked_at_is_not_taken_for_an_old_one() {
+    let database = Database::fresh().await;
+    let (_old, new) = two_releases(&database, "").await;
+    // What is seen then, made to last: a lock, by a session that is in no transaction.
+    let ended = database.client().await;
+    ended
+        .batch_execute("SELECT pg_advisory_lock_shared('changeover.events'::regclass::oid::integer, 0)")
+        .await
+        .unwrap();
+    let mut held = Held::at("paused", &new, hasty());
+    held.reached().await;
+    assert!(!held.seen().contains("waiting for appends"), "{:?}", held.seen());
+    ended.batch_execute("SELECT pg_advisory_unlock_all()").await.unwrap();
+    let _ = held.outcome().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_transaction_is_named_and_waited_for() {
     let database = Database::fresh().await;
@@ -327,8 +389,8 @@ async fn a_prepared_transaction_is_named_and_waited_for() {
     old.append_in(&tx, &stream("prepared"), Expected::NoStream, &[placed("Ada")]).await.unwrap();
     tx.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).await.unwrap();
     drop(tx);
-    for (pause_limit, paused) in [(Duration::from_secs(1), true), (Duration::from_millis(20), false)] {
-        let (seen, error) = Held::at("", &new, ActivateOptions { pause_limit, ..hasty() }).failed().await;
+    for (pause_limit, paused) in [(LONG_PAUSE, true), (Duration::from_millis(20), false)] {
+        let (seen, error) = Held::at("", &new, blocked(pause_limit)).failed().await;
         assert_eq!(seen.contains("paused"), paused, "{seen:?}");
         let ActivateError::Blocked { blockers, .. } = &error else { panic!("{error:?}") };
         assert_eq!((blockers.len(), blockers[0].pid, blockers[0].holds), (1, None, Holds::Lease));
@@ -405,8 +467,7 @@ async fn a_server_that_restarts_in_the_middle_leaves_the_old_version_active() {
     for (held_at, crash) in [("paused", false), ("drained", true)] {
         let database = Database::fresh_on(&cluster).await;
         let (old, new) = two_releases(&database, "").await;
-        let mut held =
-            Held::at(held_at, &new, ActivateOptions { pause_limit: Duration::from_secs(2), ..hasty() });
+        let mut held = Held::at(held_at, &new, hasty());
         held.reached().await;
         if crash {
             cluster.kill_9().unwrap();
@@ -436,11 +497,12 @@ async fn deadlines_are_the_databases() {
     assert!(matches!(error, ActivateError::Ended { .. }), "{error:?}");
     assert!(error.to_string().contains("deadline"), "{error}");
     serves_by_itself(&database, "", &old, &new, LITTLE).await;
+    let limits = [tiny, hasty()].map(|options| i64::try_from(options.pause_limit.as_micros()).unwrap());
     // By the clock that wrote them down, all of them.
     let sql = "SELECT round(extract(epoch FROM deadline - activating_at) * 1000000)::bigint,
                       activating_at BETWEEN started_at AND ended_at AND ended_at <= clock_timestamp()
                FROM changeover.activations ORDER BY id";
     let rows = client.query(sql, &[]).await.unwrap();
     let rows: Vec<(i64, bool)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    assert_eq!(rows, [(10, true), (1_000_000, true)]);
+    assert_eq!(rows, limits.map(|limit| (limit, true)));
 }

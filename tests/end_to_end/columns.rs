@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::orders::{instance, stream};
-
-const SOON: Duration = Duration::from_secs(10);
+use crate::releases::SOON;
 
 #[derive(Serialize, Deserialize)]
 enum Stored {

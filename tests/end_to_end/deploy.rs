@@ -1,7 +1,6 @@
 //! The SQL in `deploy/`: under its roles the pipeline migrates and activates, and instances create nothing.
 
 use std::process::Command;
-use std::time::Duration;
 
 use changeover::{
     ActivateOptions, Blocker, Builder, Changeover, Configuration, Expected, Holds, ReadyState,
@@ -10,6 +9,7 @@ use changeover::{
 use changeover_testkit::{Cluster, eventually};
 
 use crate::orders::{Orders1, Orders2, placed, stream};
+use crate::releases::{SOON, hasty};
 
 fn as_role(cluster: &Cluster, role: &str, configuration: Configuration) -> Builder {
     let mut config = cluster.config();
@@ -46,12 +46,12 @@ async fn with_the_roles_of_the_deployment_instances_create_nothing() {
     let instance = release("shop_app").connect().await.unwrap();
     let running = instance.start();
     let pipeline = release("shop_deploy").connect().await.unwrap();
-    let _ = pipeline.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
-    eventually(Duration::from_secs(5), || async { instance.readiness().state == ReadyState::Active }).await;
+    let _ = pipeline.activate(&hasty(), &|_| {}).await.unwrap();
+    eventually(SOON, || async { instance.readiness().state == ReadyState::Active }).await;
 
     let appended = instance.append(&stream("order-1"), Expected::NoStream, &[placed("Ada")]).await.unwrap();
     let projector = "orders".parse().unwrap();
-    instance.wait_for(&projector, appended.last().unwrap(), Duration::from_secs(5)).await.unwrap();
+    instance.wait_for(&projector, appended.last().unwrap(), SOON).await.unwrap();
 
     // Who blocks an activation is known to the pipeline, with its age, though it runs under another role.
     let mut client = instance.pool().get().await.unwrap();
@@ -72,11 +72,11 @@ async fn with_the_roles_of_the_deployment_instances_create_nothing() {
     let next = next_release("shop_app").connect().await.unwrap();
     let next_running = next.start();
     let pipeline = next_release("shop_deploy").connect().await.unwrap();
-    let options = ActivateOptions { wait_for_instances: 1, ..ActivateOptions::default() };
+    let options = ActivateOptions { wait_for_instances: 1, ..hasty() };
     let _ = pipeline.activate(&options, &|_| {}).await.unwrap();
-    eventually(Duration::from_secs(5), || async { instance.readiness().state == ReadyState::Retired }).await;
+    eventually(SOON, || async { instance.readiness().state == ReadyState::Retired }).await;
     let appended = next.append(&stream("order-4"), Expected::NoStream, &[placed("Barbara")]).await.unwrap();
-    next.wait_for(&projector, appended.last().unwrap(), Duration::from_secs(5)).await.unwrap();
+    next.wait_for(&projector, appended.last().unwrap(), SOON).await.unwrap();
     let client = next.pool().get().await.unwrap();
     let orders = client.query_one("SELECT count(*) FROM orders_v2.orders", &[]).await.unwrap();
     assert_eq!(orders.get::<_, i64>(0), 4);

@@ -14,8 +14,8 @@ use changeover_testkit::{Cluster, Database, Proxy, eventually};
 use serde::Deserialize;
 
 use crate::orders::{InlineOrders1, OrderEvent, instance, placed, stream};
+use crate::releases::SOON;
 
-const SOON: Duration = Duration::from_secs(20);
 const GATE: i64 = 4712;
 
 /// Writes down every item, however often it is given it. Waits while the test holds the gate.

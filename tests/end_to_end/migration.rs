@@ -51,7 +51,8 @@ async fn migrators_do_not_deadlock_with_an_index_that_is_built_concurrently() {
         // It waits for every older snapshot of the database, twice.
         builder.batch_execute("CREATE INDEX CONCURRENTLY slow ON elsewhere (n)").await
     });
-    let waiting = "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%')";
+    let waiting = "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index
+                   WHERE datname = current_database() AND phase LIKE 'waiting%')";
     eventually(SOON, || async { observer.query_one(waiting, &[]).await.unwrap().get::<_, bool>(0) }).await;
 
     let applied = twenty(&database).await;

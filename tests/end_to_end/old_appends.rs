@@ -8,10 +8,13 @@ use changeover_testkit::{Database, eventually};
 use tokio::sync::mpsc;
 
 use crate::orders::{Orders1, Orders2, instance, place, placed, stream};
+use crate::releases::SOON;
 
 #[tokio::test]
 async fn what_came_after_an_old_append_is_caught_up_with_before_the_pause() {
     const LAG: i64 = 100;
+    // As long as a machine may stand still in the middle of it.
+    const PAUSE: Duration = Duration::from_secs(4);
     let database = Database::fresh().await;
     let old = instance(&database, Configuration::new().fold(Orders1).unwrap()).await;
     let new = instance(&database, Configuration::new().fold(Orders2).unwrap()).await;
@@ -22,18 +25,20 @@ async fn what_came_after_an_old_append_is_caught_up_with_before_the_pause() {
         place(&old, &format!("after-{at}"), 99).await;
     }
     // Older than half the limit of the pause: as old as to be waited for.
-    eventually(Duration::from_secs(10), || async {
-        old.status().await.unwrap().in_flight.iter().any(|append| append.age_secs > Some(0.5))
+    eventually(SOON, || async {
+        old.status()
+            .await
+            .unwrap()
+            .in_flight
+            .iter()
+            .any(|append| append.age_secs > Some(PAUSE.as_secs_f64() / 2.0))
     })
     .await;
 
     let (told, mut progress) = mpsc::unbounded_channel();
     let activating = tokio::spawn(async move {
-        let options = ActivateOptions {
-            pause_limit: Duration::from_secs(1),
-            catch_up_lag_events: LAG,
-            ..ActivateOptions::default()
-        };
+        let options =
+            ActivateOptions { pause_limit: PAUSE, catch_up_lag_events: LAG, ..ActivateOptions::default() };
         let tell = |at| told.send(at).expect("somebody listens");
         new.activate(&options, &tell).await
     });

@@ -2,13 +2,13 @@
 //! what an order in its environment says.
 
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use changeover::{ActivateOptions, ActivationProgress, Changeover, ReplayProgress};
 use changeover_testkit::{Database, Process};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::releases::{SOON, phase, release, replay_one};
 
@@ -26,9 +26,9 @@ struct Order {
 enum Task {
     /// Serves until SIGTERM.
     Serve,
-    /// Activates, and stops itself (SIGSTOP) once at a phase.
+    /// Activates, and stands still once at a phase.
     Activate { stop_at: String, pause_limit: Duration },
-    /// Replays a projector, and stops itself once after so many events.
+    /// Replays a projector, and stands still once after so many events.
     Replay { projector: String, stop_after: u64 },
 }
 
@@ -84,7 +84,6 @@ impl Operator {
 
     async fn stopped(&self) {
         self.0.wait_for_line("stopping here", SOON).await.unwrap();
-        // It is about to stop itself; this returns once it has.
         self.0.freeze().unwrap();
     }
 
@@ -139,12 +138,12 @@ async fn child() {
                 drain_timeout: pause_limit,
                 ..ActivateOptions::default()
             };
-            let stop = Once::default();
+            let stop = Once::new();
             let on_progress = |progress: ActivationProgress| stop.here(phase(&progress) == stop_at);
             end(changeover.activate(&options, &on_progress).await);
         }
         Task::Replay { projector, stop_after } => {
-            let (stop, projector) = (Once::default(), projector.parse().unwrap());
+            let (stop, projector) = (Once::new(), projector.parse().unwrap());
             let on_progress = |progress: &ReplayProgress| stop.here(progress.events >= stop_after);
             end(replay_one(&changeover, &projector, &on_progress).await);
         }
@@ -166,15 +165,25 @@ fn end<T: std::fmt::Debug>(outcome: Result<T, impl std::error::Error>) {
     }
 }
 
-/// Stops this process, once.
-#[derive(Default)]
-struct Once(AtomicBool);
+/// Holds whoever comes by, once, until the process is let go on after it was frozen.
+///
+/// Not by a signal to itself: the kernel may hand that to any of its threads, and until that one has got a processor the one
+/// that is to stand still goes on, as far as through the switch.
+struct Once(Mutex<Option<Signal>>);
 
 impl Once {
+    fn new() -> Self {
+        /// SIGCONT: what thawing sends.
+        const CONT: i32 = 18;
+        Self(Mutex::new(Some(signal(SignalKind::from_raw(CONT)).unwrap())))
+    }
+
     fn here(&self, here: bool) {
-        if here && !self.0.swap(true, Ordering::Relaxed) {
+        let thawed = if here { self.0.lock().unwrap().take() } else { None };
+        if let Some(mut thawed) = thawed {
             println!("\nstopping here");
-            assert!(Command::new("sh").args(["-c", "kill -STOP $PPID"]).status().unwrap().success());
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(thawed.recv()))
+                .unwrap();
         }
     }
 }

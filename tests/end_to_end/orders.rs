@@ -8,6 +8,8 @@ use changeover::{
 use changeover_testkit::Database;
 use serde::{Deserialize, Serialize};
 
+use crate::releases::SOON;
+
 /// What happens to an order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum OrderEvent {
@@ -118,10 +120,13 @@ impl SqlProjector for Totals {
     }
 }
 
-/// A migrated instance of a configuration on a database.
+/// A migrated instance of a configuration on a database. Its appends wait for the outcome of an activation for longer than
+/// they do by default, so that none is refused because the machine stands still.
 pub(crate) async fn instance(database: &Database, configuration: Configuration) -> Changeover {
-    let builder =
-        Changeover::builder(database.config()).application("test", "1.0.0").configuration(configuration);
+    let builder = Changeover::builder(database.config())
+        .application("test", "1.0.0")
+        .configuration(configuration)
+        .activation_wait(SOON);
     builder.migrate().await.unwrap();
     builder.connect().await.unwrap()
 }

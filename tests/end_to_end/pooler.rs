@@ -1,6 +1,6 @@
 //! The essentials once more behind PgBouncer 1.18 in transaction mode, where every transaction may run in another session.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use changeover::tokio_postgres::{IsolationLevel, NoTls, Row};
 use changeover::{
@@ -12,8 +12,7 @@ use changeover_testkit::{Database, PgBouncer, eventually};
 use crate::orders::{
     InlineOrders1, InlineOrders2, OrderEvent, Orders1, Orders2, Totals, place, placed, stream,
 };
-
-const SOON: Duration = Duration::from_secs(10);
+use crate::releases::{SOON, hasty};
 
 async fn pooled(pooler: &PgBouncer, configuration: Configuration) -> Changeover {
     let builder = Changeover::builder(pooler.config()).configuration(configuration);
@@ -138,7 +137,7 @@ async fn an_upgrade_behind_a_pooler() {
         client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await.unwrap();
     tx.query_typed("SELECT * FROM changeover.projector_states", &[]).await.unwrap();
 
-    let activated = new.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
+    let activated = new.activate(&hasty(), &|_| {}).await.unwrap();
     assert!(activated.activation.is_some());
     let refused = old.append(&stream("late"), Expected::Any, &[OrderEvent::Paid]).await.unwrap_err();
     assert!(matches!(refused, AppendError::Refused(Refused::NewerProjectorIsActive { .. })), "{refused}");
@@ -172,7 +171,7 @@ async fn an_inline_upgrade_behind_a_pooler_waits_for_the_append_in_flight() {
     old.append_in(&tx, &stream("order-1"), Expected::NoStream, &[placed("Ada")]).await.unwrap();
     let activating = tokio::spawn({
         let new = new.clone();
-        async move { new.activate(&ActivateOptions::default(), &|_| {}).await }
+        async move { new.activate(&ActivateOptions { pause_limit: SOON, ..hasty() }, &|_| {}).await }
     });
     let observer = database.client().await;
     let sql = "SELECT count(*) FROM changeover.projector_states WHERE activation IS NOT NULL";

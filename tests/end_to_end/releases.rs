@@ -32,8 +32,8 @@ pub(crate) async fn replay_one(
     Ok(done.remove(0))
 }
 
-/// Long enough for anything that comes at all.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// Long enough for anything that comes at all, also where the machine stands still for a while in between.
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 macro_rules! more_orders {
     ($($name:ident $version:expr, $delivery:ident;)*) => {$(
@@ -228,12 +228,13 @@ impl Held {
     }
 }
 
-/// Options with a pause of at most a second, and little patience before it.
+/// Options with a pause of some seconds at most. It takes milliseconds, but on a machine that stands still for a while it
+/// must not end by its deadline where it is to end well.
 pub(crate) fn hasty() -> ActivateOptions {
     ActivateOptions {
         requested_by: "hasty".to_owned(),
-        pause_limit: Duration::from_secs(1),
-        drain_timeout: Duration::from_millis(300),
+        pause_limit: Duration::from_secs(10),
+        drain_timeout: SOON,
         ..ActivateOptions::default()
     }
 }

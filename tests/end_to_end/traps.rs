@@ -34,7 +34,6 @@
 //! | the old version's tables dropped by the next run | `the_tables_of_retired_versions_stay` |
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use changeover::{
     ActivateOptions, AppendError, Changeover, Expected, Position, ReadyState, Refused, RegisterError,
@@ -153,7 +152,7 @@ async fn an_activation_asks_for_no_lock_that_readers_of_our_tables_would_hold_up
         )
         .await
         .unwrap();
-    let activating = tokio::time::timeout(Duration::from_secs(5), activate(&new));
+    let activating = tokio::time::timeout(SOON, activate(&new));
     activating.await.expect("it waits for a reader");
     place(&new, "order-2", 1).await;
     for open in [dump, vacuum] {
@@ -325,10 +324,9 @@ async fn status_waits_for_nobody() {
         )
         .await
         .unwrap();
-    let status =
-        tokio::time::timeout(Duration::from_secs(5), instance.status()).await.expect("it waits").unwrap();
+    let status = tokio::time::timeout(SOON, instance.status()).await.expect("it waits").unwrap();
     assert_eq!((status.projectors.len(), status.in_flight.len()), (2, 1));
-    tokio::time::timeout(Duration::from_secs(5), instance.plan()).await.expect("a plan waits").unwrap();
+    tokio::time::timeout(SOON, instance.plan()).await.expect("a plan waits").unwrap();
     holder.batch_execute("ROLLBACK").await.unwrap();
 }
 

@@ -1,13 +1,12 @@
 //! The main job: version N and N+1 side by side, and the switch between them.
 
-use std::time::Duration;
-
-use changeover::{ActivateOptions, AppendError, Configuration, Expected, ReadyState, Refused};
+use changeover::{AppendError, Configuration, Expected, ReadyState, Refused};
 use changeover_testkit::{Database, eventually};
 
 use crate::orders::{
     InlineOrders1, InlineOrders2, OrderEvent, Orders1, Orders2, Totals, instance, place, stream,
 };
+use crate::releases::{SOON, hasty};
 
 #[tokio::test]
 async fn old_instances_retire_when_a_newer_configuration_is_activated() {
@@ -22,17 +21,17 @@ async fn old_instances_retire_when_a_newer_configuration_is_activated() {
     let refused = new.append(&stream("early"), Expected::Any, &[OrderEvent::Paid]).await.unwrap_err();
     assert!(matches!(refused, AppendError::Refused(Refused::OlderProjectorIsActive { .. })), "{refused}");
 
-    let activated = new.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
+    let activated = new.activate(&hasty(), &|_| {}).await.unwrap();
     assert!(activated.activation.is_some());
 
     let refused = old.append(&stream("late"), Expected::Any, &[OrderEvent::Paid]).await.unwrap_err();
     assert!(matches!(refused, AppendError::Refused(Refused::NewerProjectorIsActive { .. })), "{refused}");
-    eventually(Duration::from_secs(5), || async { old.readiness().state == ReadyState::Retired }).await;
-    eventually(Duration::from_secs(5), || async { new.readiness().state == ReadyState::Active }).await;
+    eventually(SOON, || async { old.readiness().state == ReadyState::Retired }).await;
+    eventually(SOON, || async { new.readiness().state == ReadyState::Active }).await;
 
     let last = place(&new, "order-new", 3).await.last().unwrap();
-    new.wait_for(&"orders".parse().unwrap(), last, Duration::from_secs(5)).await.unwrap();
-    new.wait_for(&"totals".parse().unwrap(), last, Duration::from_secs(5)).await.unwrap();
+    new.wait_for(&"orders".parse().unwrap(), last, SOON).await.unwrap();
+    new.wait_for(&"totals".parse().unwrap(), last, SOON).await.unwrap();
     let client = database.client().await;
     let rows = client.query_one("SELECT count(*), sum(items) FROM orders_v2.orders", &[]).await.unwrap();
     assert_eq!((rows.get::<_, i64>(0), rows.get::<_, i64>(1)), (21, 63));
@@ -50,7 +49,7 @@ async fn an_inline_projector_is_switched_with_its_tail() {
         place(&old, &format!("order-{order}"), 3).await;
     }
     let new = instance(&database, Configuration::new().fold(InlineOrders2).unwrap()).await;
-    let activated = new.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
+    let activated = new.activate(&hasty(), &|_| {}).await.unwrap();
     assert_eq!(activated.horizon, Some(new.horizon().await.unwrap()));
     place(&new, "order-new", 3).await;
     let client = database.client().await;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::Signal;
@@ -191,7 +191,7 @@ impl Cluster {
     /// after a shutdown that disconnects everybody and waits for a checkpoint.
     ///
     /// # Errors
-    /// When it does not stop within a minute or does not start, or when others share it.
+    /// When it does not stop within three minutes or does not start, or when others share it.
     pub fn restart(&self) -> Result<()> {
         let ours = self.ours_alone("restart")?;
         let mut postmaster = ours.postmaster();
@@ -199,7 +199,16 @@ impl Cluster {
             stop(running, Signal::INT)?;
         }
         *postmaster = None;
-        *postmaster = Some(ours.boot()?);
+        // Whoever looks for a free port may be trying ours at this very moment.
+        let mut attempts = 0;
+        let booted = loop {
+            attempts += 1;
+            match ours.boot() {
+                Err(error) if attempts < 10 && is_taken(&error) => thread::sleep(Duration::from_millis(200)),
+                booted => break booted?,
+            }
+        };
+        *postmaster = Some(booted);
         Ok(())
     }
 
@@ -255,7 +264,7 @@ impl Cluster {
 
 /// A [`Cluster`] to be.
 ///
-/// It starts from settings for tests: 200 connections, 20 prepared transactions, 64 MB of shared buffers, and
+/// It starts from settings for tests: 1,000 connections, 20 prepared transactions, 64 MB of shared buffers, and
 /// nothing forced to disk.
 ///
 /// ```no_run
@@ -301,7 +310,7 @@ impl Builder {
             attempts += 1;
             ours.port = address::free_port()?;
             match ours.boot() {
-                Err(error) if attempts < 5 && format!("{error:?}").contains("Address already in use") => {}
+                Err(error) if attempts < 5 && is_taken(&error) => {}
                 booted => break booted?,
             }
         };
@@ -316,7 +325,8 @@ struct Settings(Vec<(String, String)>);
 impl Settings {
     fn for_tests() -> Self {
         let settings = [
-            ("max_connections", "200"),
+            // As many tests run at once as the machine has processors, each with pools of its own.
+            ("max_connections", "1000"),
             ("max_prepared_transactions", "20"),
             ("shared_buffers", "64MB"),
             ("fsync", "off"),
@@ -376,7 +386,7 @@ impl Ours {
         let mut child = leash::spawn(command)?;
 
         let mut ended = None;
-        let waited = block_until(Duration::from_mins(1), "PostgreSQL to start", || {
+        let waited = block_until(Duration::from_mins(3), "PostgreSQL to start", || {
             ended = child.try_wait().ok().flatten();
             ended.is_some() || is_ready(&data, child.id())
         });
@@ -407,7 +417,7 @@ impl Drop for Ours {
 fn stop(postmaster: &mut Child, how: Signal) -> Result<()> {
     thaw_all(postmaster)?;
     processes::signal(processes::pid_of(postmaster), how)?;
-    block_until(Duration::from_mins(1), "PostgreSQL to stop", || matches!(postmaster.try_wait(), Ok(Some(_))))
+    block_until(Duration::from_mins(3), "PostgreSQL to stop", || matches!(postmaster.try_wait(), Ok(Some(_))))
 }
 
 /// The postmaster must not see its children die: it would start to recover. Once stopped it sees nothing,
@@ -428,6 +438,11 @@ fn thaw_all(postmaster: &Child) -> Result<()> {
     let postmaster = processes::pid_of(postmaster);
     processes::children(postmaster)?.into_iter().try_for_each(processes::thaw)?;
     processes::thaw(postmaster)
+}
+
+/// Whether it could not start because of somebody else on its port.
+fn is_taken(error: &anyhow::Error) -> bool {
+    format!("{error:?}").contains("Address already in use")
 }
 
 /// The server says so itself on line 8; the first line tells that it is not the file of a server that was

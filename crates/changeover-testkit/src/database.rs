@@ -102,7 +102,7 @@ impl Drop for Database {
         let dropped = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                tokio::time::timeout(Duration::from_secs(10), execute(&admin, &drop)).await?
+                tokio::time::timeout(Duration::from_mins(1), execute(&admin, &drop)).await?
             })
         });
         match dropped.join() {

@@ -63,7 +63,7 @@ fn wait_until_leashed(pid: u32) {
     let started = Instant::now();
     let name = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     // Before `setpriv` runs, the child still has our own thread's name.
-    while matches!(name().trim_end(), "setpriv" | SPAWNER_NAME) && started.elapsed() < Duration::from_secs(10)
+    while matches!(name().trim_end(), "setpriv" | SPAWNER_NAME) && started.elapsed() < Duration::from_mins(1)
     {
         thread::sleep(Duration::from_millis(1));
     }

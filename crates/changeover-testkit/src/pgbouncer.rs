@@ -71,7 +71,7 @@ impl PgBouncer {
             let mut child = leash::spawn(command)?;
 
             let mut ended = None;
-            let waited = block_until(Duration::from_secs(20), "PgBouncer to listen", || {
+            let waited = block_until(Duration::from_mins(1), "PgBouncer to listen", || {
                 ended = child.try_wait().ok().flatten();
                 ended.is_some() || TcpStream::connect(address).is_ok()
             });

@@ -13,7 +13,7 @@ pub(crate) use rustix::process::Pid;
 
 /// How long the kernel may take to stop or to end a process. It takes microseconds, except on a machine that
 /// is busy.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The id of a process that we spawned.
 pub(crate) fn pid_of(child: &std::process::Child) -> Pid {

@@ -121,7 +121,7 @@ impl Proxy {
     /// Resets every connection, on both sides, and refuses new ones until [`resume`](Self::resume).
     ///
     /// # Panics
-    /// When connections are not gone within ten seconds, which is a mistake of ours.
+    /// When connections are not gone within a minute, which is a mistake of ours.
     pub fn cut(&self) {
         self.set(Wire::Cut);
         self.await_counts(0); // So that no connection can miss it when `resume` follows at once.
@@ -167,7 +167,7 @@ impl Proxy {
     }
 
     fn await_counts(&self, listening: usize) {
-        let settled = block_until(Duration::from_secs(10), "the proxy to do as it was told", || {
+        let settled = block_until(Duration::from_mins(1), "the proxy to do as it was told", || {
             self.counts.listening.load(SeqCst) == listening && (listening > 0 || self.open_connections() == 0)
         });
         settled.expect("BUG: the proxy hangs");
@@ -196,7 +196,10 @@ async fn listen(
         let wire = orders.borrow_and_update().wire;
         match (wire, &listener) {
             (Wire::Removed, _) => return Ok(()),
-            (Wire::Cut, Some(_)) => {
+            (Wire::Cut, Some(open)) => {
+                // Closing it is not enough: a process that is being started at this moment holds it too, until it has become
+                // its program, and so the port.
+                rustix::net::shutdown(open, rustix::net::Shutdown::Both)?;
                 listener = None; // Those who were not accepted yet are reset by the kernel.
                 counts.listening.store(0, SeqCst);
             }

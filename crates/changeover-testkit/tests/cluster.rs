@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use changeover_testkit::{Cluster, Database, Process, eventually};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_mins(1);
 
 #[tokio::test]
 async fn what_was_committed_survives_kill_9() {

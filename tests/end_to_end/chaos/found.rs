@@ -1,7 +1,6 @@
 //! What the chaos found, or a close look at what it might find: each made certain, without chance.
 
 use std::sync::mpsc;
-use std::time::Duration;
 
 use changeover::semver::Version;
 use changeover::{
@@ -14,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, IsolationLevel};
 
 use crate::orders::{InlineOrders1, InlineOrders2, OrderEvent, instance, placed, stream};
-
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::releases::{SOON, hasty};
 
 /// A row that many streams feed, that comes and goes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -117,7 +115,7 @@ async fn a_transaction_that_lost_a_race_for_a_stream_is_not_said_to_be_intact() 
         async {
             let observer = database.client().await;
             let waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            eventually(PATIENCE, || async { !observer.query(waiting, &[]).await.unwrap().is_empty() }).await;
+            eventually(SOON, || async { !observer.query(waiting, &[]).await.unwrap().is_empty() }).await;
             winner.commit().await.unwrap();
         }
     );
@@ -144,19 +142,23 @@ async fn an_abort_at_the_very_moment_of_the_mark_leaves_nothing_in_the_middle() 
     let (looked, looks) = mpsc::channel::<()>();
     let looks = std::sync::Mutex::new(looks);
     let activating = tokio::spawn(async move {
-        let progress = |progress| {
-            if let ActivationProgress::Started { activation } = progress {
+        let wait = || tokio::task::block_in_place(|| looks.lock().unwrap().recv().unwrap());
+        let progress = |progress| match progress {
+            ActivationProgress::Started { activation } => {
                 started.send(activation).unwrap();
-                tokio::task::block_in_place(|| looks.lock().unwrap().recv().unwrap());
+                wait();
             }
+            // Else it might be through before the abort gets a processor, and that is another story.
+            ActivationProgress::Paused => wait(),
+            _ => {}
         };
-        new.activate(&ActivateOptions::default(), &progress).await
+        new.activate(&hasty(), &progress).await
     });
     let activation: i64 = tokio::task::spawn_blocking(move || starts.recv().unwrap()).await.unwrap();
     let (observer, mut holder) = (database.client().await, database.client().await);
     let waiting = |count: usize| {
         let observer = &observer;
-        eventually(PATIENCE, move || async move {
+        eventually(SOON, move || async move {
             let waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
             observer.query(waiting, &[]).await.unwrap().len() == count
         })
@@ -173,6 +175,7 @@ async fn an_abort_at_the_very_moment_of_the_mark_leaves_nothing_in_the_middle() 
     held.commit().await.unwrap();
 
     assert_eq!(aborting.await.unwrap().unwrap(), [activation]);
+    let _ = looked.send(());
     let ended = activating.await.unwrap().unwrap_err();
     assert!(matches!(ended, ActivateError::Ended { .. }), "{ended}");
     let middle =
@@ -231,7 +234,7 @@ async fn who_waits_for_an_activation_holds_up_nobody_whom_the_activation_waits_f
                 pause_began.send(()).unwrap();
             }
         };
-        new.activate(&ActivateOptions::default(), &progress).await
+        new.activate(&ActivateOptions { pause_limit: SOON, ..hasty() }, &progress).await
     });
     pause.recv().await.unwrap();
     let observer = database.client().await;
@@ -241,20 +244,17 @@ async fn who_waits_for_an_activation_holds_up_nobody_whom_the_activation_waits_f
     let in_flight = async {
         let asked = "SELECT FROM pg_stat_activity
             WHERE datname = current_database() AND state = 'idle in transaction' AND query LIKE '-- holds_lease%'";
-        eventually(PATIENCE, || async { !observer.query(asked, &[]).await.unwrap().is_empty() }).await;
+        eventually(SOON, || async { !observer.query(asked, &[]).await.unwrap().is_empty() }).await;
         // The activation waits for this transaction, so this one may wait for nobody who waits for the activation.
         let events = [placed("Eve")];
         let appending = one.append_in(&in_flight, &fought, Expected::Any, &events);
-        let refused = tokio::time::timeout(Duration::from_secs(1), appending)
-            .await
-            .expect("it need not wait")
-            .unwrap_err();
+        let refused = tokio::time::timeout(SOON / 3, appending).await.expect("it need not wait").unwrap_err();
         assert!(matches!(refused, AppendError::Refused(Refused::ProjectorIsActivating { .. })), "{refused}");
         in_flight.commit().await.unwrap();
         activating.await.unwrap().unwrap()
     };
     let (waited, activated) = tokio::join!(waiting, in_flight);
-    assert!(activated.pause_ms < 1_500.0, "{activated:?}");
+    assert!(activated.pause_ms < (SOON / 2).as_secs_f64() * 1_000.0, "{activated:?}");
     let refused = waited.unwrap_err();
     assert!(matches!(refused, AppendError::Refused(Refused::NewerProjectorIsActive { .. })), "{refused}");
 }
@@ -273,20 +273,20 @@ async fn an_append_that_was_given_up_while_it_waited_keeps_no_other_from_the_poo
     let observer = database.client().await;
     tokio::select! {
         appended = changeover.append(&fought, Expected::Any, &[OrderEvent::Cancelled]) => panic!("{appended:?}"),
-        () = eventually(PATIENCE, || async {
+        () = eventually(SOON, || async {
             let waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
             !observer.query(waiting, &[]).await.unwrap().is_empty()
         }) => {}
     }
     let read = changeover.read_stream::<OrderEvent>(&fought, Revision::default(), 10);
-    let read = tokio::time::timeout(Duration::from_secs(2), read).await.expect("reading waits for nobody");
+    let read = tokio::time::timeout(SOON, read).await.expect("reading waits for nobody");
     assert_eq!(read.unwrap().len(), 1);
     tx.commit().await.unwrap();
 
     // Nothing of it is left, neither events nor locks.
     let locks = "SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
         WHERE d.datname = current_database() AND l.locktype = 'advisory'";
-    eventually(PATIENCE, || async { observer.query(locks, &[]).await.unwrap().is_empty() }).await;
+    eventually(SOON, || async { observer.query(locks, &[]).await.unwrap().is_empty() }).await;
     assert_eq!(
         changeover.read_stream::<OrderEvent>(&fought, Revision::default(), 10).await.unwrap().len(),
         2

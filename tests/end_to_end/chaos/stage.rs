@@ -18,7 +18,9 @@ use super::story::{Chance, Part, RELEASES, Role, projectors};
 const PAUSE_LIMIT_MS: u64 = 400;
 const WRITERS: u64 = 3;
 const INSTANCES: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(2);
+/// How many appends a run needs at least; more than it must have acknowledged.
+const APPENDS: i64 = 200;
 
 /// An instance of the application.
 struct Actor {
@@ -99,16 +101,18 @@ impl<'d> Stage<'d> {
         }
     }
 
-    /// Upgrades without any disturbance, until so many activations have taken place in all.
+    /// Upgrades without any disturbance, until so many activations have taken place in all, and enough was written to be
+    /// checked, however slow the machine is.
     pub(crate) async fn complete(&self, activations: i64) {
         let until = Instant::now() + 2 * PATIENCE;
         loop {
-            let done = "SELECT count(*) FROM changeover.activations WHERE outcome = 'activated'";
+            let done = "SELECT (SELECT count(*) FROM changeover.activations WHERE outcome = 'activated'),
+                               (SELECT count(DISTINCT (metadata ->> 'writer', metadata ->> 'number')) FROM changeover.events)";
             let done = self.database.client().await.query_one(done, &[]).await.expect("the activations");
-            if done.get::<_, i64>(0) >= activations {
+            if done.get::<_, i64>(0) >= activations && done.get::<_, i64>(1) >= APPENDS {
                 return;
             }
-            assert!(Instant::now() < until, "nothing disturbs it, and nothing is activated");
+            assert!(Instant::now() < until, "nothing disturbs it, and nothing is activated: {done:?}");
             let active = self.active().await;
             let next = active % RELEASES + 1;
             self.staff(active, next);
@@ -214,7 +218,15 @@ impl<'d> Stage<'d> {
                 }
                 2..5 if actor.frozen_until.is_none() => {
                     let longest = if chance.percent(80) { 150 } else { 2_000 };
-                    actor.process.freeze().expect("it is frozen");
+                    if let Err(error) = actor.process.freeze() {
+                        // One that found no connection in time has ended, as any application would.
+                        let ended = actors.swap_remove(at);
+                        drop(actors);
+                        let said = ended.process.output();
+                        assert!(said.contains("Error: ") && !said.contains("panicked"), "{error:#}");
+                        self.enter(ended.release, WRITERS);
+                        continue;
+                    }
                     actor.frozen_until = Some(Instant::now() + Duration::from_millis(chance.below(longest)));
                 }
                 _ => {}

@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::io::Read;
 use std::process::Stdio;
-use std::time::Duration;
 
 use changeover::semver::Version;
 use changeover::{
@@ -13,7 +12,7 @@ use changeover_testkit::{Database, eventually};
 use serde_json::json;
 
 use crate::program::orders::OrderEvent;
-use crate::program::{Program, golden, instance, place, placed, release_1_is_active, stalled, stream};
+use crate::program::{Program, SOON, golden, instance, place, placed, release_1_is_active, stalled, stream};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_schema_has_to_be_there() {
@@ -39,11 +38,13 @@ async fn status_shows_everything_at_a_glance() {
 
     let serving = instance(&database, 1).await;
     let running = serving.start();
-    eventually(Duration::from_secs(10), || async { !serving.status().await.unwrap().instances.is_empty() })
-        .await;
+    eventually(SOON, || async { !serving.status().await.unwrap().instances.is_empty() }).await;
     serving.append(&stream("below"), Expected::Any, &[placed(-1)]).await.unwrap();
     stalled(&serving).await;
-    eventually(Duration::from_secs(10), || async {
+    // The other one goes on.
+    let horizon = serving.horizon().await.unwrap();
+    serving.wait_for(&"orders".parse().unwrap(), horizon, SOON).await.unwrap();
+    eventually(SOON, || async {
         let readiness = &serving.status().await.unwrap().instances[0].readiness;
         readiness == "active"
     })
@@ -60,7 +61,7 @@ async fn status_names_the_transactions_that_have_been_open_for_long() {
     let mut client = serving.pool().get().await.unwrap();
     let tx = client.transaction().await.unwrap();
     serving.append_in(&tx, &stream("open"), Expected::Any, &[placed(1)]).await.unwrap();
-    let ran = eventually(Duration::from_secs(10), || async {
+    let ran = eventually(SOON, || async {
         let ran = Program::changeover().on(&database).run("status").ended(0);
         ran.stdout.contains("In flight for more than 1 s").then_some(ran)
     })

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Config;
 use tower::ServiceExt;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum OrderEvent {
@@ -53,7 +53,10 @@ impl<const MAJOR: u64> FoldProjector for Release<MAJOR> {
 /// Not started: it does nothing by itself.
 pub(crate) async fn instance<const MAJOR: u64>(config: Config) -> Changeover {
     let configuration = Configuration::new().fold(Release::<MAJOR>).unwrap();
-    let builder = Changeover::builder(config).application("http-tests", "1.0.0").configuration(configuration);
+    let builder = Changeover::builder(config)
+        .application("http-tests", "1.0.0")
+        .configuration(configuration)
+        .activation_wait(PATIENCE);
     builder.migrate().await.unwrap();
     builder.connect().await.unwrap()
 }

@@ -7,7 +7,7 @@ use changeover::{ActivateOptions, AppendError, Expected, Refused, Revision, Stor
 use changeover_http::Refusal;
 use changeover_testkit::Database;
 
-use crate::instances::{OrderEvent, app, instance, post_to, stream};
+use crate::instances::{OrderEvent, PATIENCE, app, instance, post_to, stream};
 
 #[tokio::test]
 async fn an_append_by_a_retired_instance_is_answered_with_503_and_the_reason() {
@@ -16,7 +16,8 @@ async fn an_append_by_a_retired_instance_is_answered_with_503_and_the_reason() {
     let app = app(&old);
     assert_eq!(post_to(&app, "/pay").await.status, StatusCode::OK);
     let new = instance::<2>(database.config()).await;
-    let _ = new.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
+    let options = ActivateOptions { pause_limit: PATIENCE, ..ActivateOptions::default() };
+    let _ = new.activate(&options, &|_| {}).await.unwrap();
 
     let refused = post_to(&app, "/pay").await;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);

@@ -99,7 +99,9 @@ async fn old_appends(
 ) -> Result<Vec<Blocker>, ActivateError> {
     let limit = options.pause_limit.as_secs_f64() / 2.0;
     let mut old = in_flight::look(&core.store, client).await?;
-    old.retain(|blocker| blocker.age_secs.is_none_or(|age| age > limit));
+    // Locks and sessions are looked at one after the other: without an age, whoever is idle has ended its transaction in
+    // between. Where the age is merely not for us to see, neither is the state.
+    old.retain(|blocker| blocker.age_secs.map_or(blocker.doing != "idle", |age| age > limit));
     Ok(old)
 }
 

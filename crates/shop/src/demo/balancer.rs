@@ -24,9 +24,9 @@ const POLL: Duration = Duration::from_millis(50);
 const POLL_WHILE_WAITING: Duration = Duration::from_millis(5);
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a request waits for somebody to be ready.
-const NOBODY_READY: Duration = Duration::from_secs(5);
-/// How long a request that was refused waits for an instance of another release.
-const OTHER_RELEASE_FIRST: Duration = Duration::from_millis(500);
+const NOBODY_READY: Duration = Duration::from_secs(10);
+/// How long a request that was refused waits for an instance of another release: milliseconds, unless the machine stands still.
+const OTHER_RELEASE_FIRST: Duration = Duration::from_secs(5);
 /// How long a request may take, far beyond what a user would wait for.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How finely requests are counted.

@@ -73,7 +73,7 @@ pub async fn main(arguments: &Arguments) -> ExitCode {
     }
 }
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Runs the demo.
 ///

@@ -125,8 +125,10 @@ async fn damage_to_a_read_model_is_found() {
     check("UPDATE bestsellers_v1.articles SET cents = cents + 1 WHERE sku = 'tea'", [0, 0, 1]).await;
     check("INSERT INTO bestsellers_v1.articles VALUES ('mug', 1, 1, 1)", [0, 0, 1]).await;
 
-    check("UPDATE daily_revenue_v1.days SET cents = cents + 1", [0, 0, 1]).await;
-    check("UPDATE daily_revenue_v1.days SET orders = orders - 1", [1, 0, 1]).await;
+    // One, also if midnight came in between.
+    let newest = "WHERE day = (SELECT max(day) FROM daily_revenue_v1.days)";
+    check(&format!("UPDATE daily_revenue_v1.days SET cents = cents + 1 {newest}"), [0, 0, 1]).await;
+    check(&format!("UPDATE daily_revenue_v1.days SET orders = orders - 1 {newest}"), [1, 0, 1]).await;
     check("DELETE FROM daily_revenue_v1.unpaid", [1, 0, 1]).await;
     check("INSERT INTO daily_revenue_v1.unpaid VALUES (gen_random_uuid(), 1, 1)", [0, 0, 1]).await;
 }

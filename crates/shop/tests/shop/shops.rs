@@ -13,12 +13,13 @@ use shop::{Release, http};
 use tower::ServiceExt;
 use uuid::Uuid;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// An instance of a release whose configuration is active.
 pub(crate) async fn active_shop(database: &Database, release: Release) -> Changeover {
     let changeover = shop(database, release).await;
-    let _ = changeover.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
+    let options = ActivateOptions { pause_limit: Duration::from_secs(10), ..ActivateOptions::default() };
+    let _ = changeover.activate(&options, &|_| {}).await.unwrap();
     changeover
 }
 

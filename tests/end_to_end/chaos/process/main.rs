@@ -25,7 +25,7 @@ async fn main() -> anyhow::Result<()> {
                 requested_by: name,
                 pause_limit: Duration::from_millis(pause_limit_ms),
                 drain_timeout: Duration::from_millis(500),
-                catch_up_timeout: Duration::from_secs(10),
+                catch_up_timeout: Duration::from_mins(1),
                 ..ActivateOptions::default()
             };
             operate(&part, &options, linger_paused_ms, linger_drained_ms).await

@@ -40,8 +40,14 @@ WITH done AS (
 ), superseded AS (
     UPDATE {schema}.activations a
     SET ended_at = clock_timestamp(), outcome = 'aborted', error = 'activation ' || done.id || ' took place first'
-    FROM done
-    WHERE a.ended_at IS NULL AND a.activating_at IS NULL AND a.id <> done.id
+    FROM done, (
+        -- One that is being marked at this moment waits for us (there is one pause at a time), so we must not wait for it:
+        -- that would be a deadlock, in the pause. Its own switch will find that its plan is out of date.
+        SELECT o.id FROM {schema}.activations o
+        WHERE o.ended_at IS NULL AND o.activating_at IS NULL AND o.id <> $1
+        FOR UPDATE SKIP LOCKED
+    ) other
+    WHERE a.id = other.id
     RETURNING a.id
 )
 SELECT (SELECT count(*) FROM done) AS done, (SELECT count(*) FROM moved) AS moved,
