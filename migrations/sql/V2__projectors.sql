@@ -6,6 +6,8 @@ CREATE TABLE {schema}.activations (
     requested_by       text        NOT NULL,
     from_configuration json        NOT NULL,
     to_configuration   json        NOT NULL,
+    -- Whether it went back to what was active before.
+    rollback           boolean     NOT NULL DEFAULT false,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     activating_at      timestamptz,
     deadline           timestamptz,
@@ -74,6 +76,15 @@ CREATE TABLE {schema}.skipped_events (
     skipped_by text        NOT NULL,
     skipped_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT skipped_events_pkey PRIMARY KEY (projector, major, position)
+);
+
+-- Versions that had retired, and whose tables somebody dropped. Registered again, they are replayed from the beginning.
+CREATE TABLE {schema}.pruned_versions (
+    projector text        NOT NULL,
+    version   text        NOT NULL,
+    pruned_by text        NOT NULL,
+    pruned_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT pruned_versions_pkey PRIMARY KEY (projector, version)
 );
 
 CREATE TABLE {schema}.instances (

@@ -44,29 +44,36 @@ pub enum Command {
     /// replayed is kept.
     #[command(display_order = 105, after_help = EXIT_CODES)]
     ActivateConfiguration(ActivateArgs),
-    /// End every activation that has not switched yet; the active configuration stays
+    /// Go back to the configuration that was active before: run it from that release's build
+    ///
+    /// Feeds the retired versions what happened since, then switches, by the steps of an activation; nothing that was
+    /// written in between is lost. Refuses where this build's configuration is not the one before. Told to stop (Ctrl-C,
+    /// SIGTERM) it aborts: what is active serves on.
     #[command(display_order = 106, after_help = EXIT_CODES)]
+    Rollback(ActivateArgs),
+    /// End every activation that has not switched yet; the active configuration stays
+    #[command(display_order = 107, after_help = EXIT_CODES)]
     Abort(AbortArgs),
     /// Let a stalled projector try again
-    #[command(display_order = 107, after_help = EXIT_CODES)]
+    #[command(display_order = 108, after_help = EXIT_CODES)]
     Retry(RetryArgs),
     /// Move a stalled projector past the event that stalls it
     ///
     /// The event is never projected into it, and is written down as skipped.
-    #[command(display_order = 108, after_help = EXIT_CODES)]
+    #[command(display_order = 109, after_help = EXIT_CODES)]
     Skip(SkipArgs),
     /// Retire a projector without another version in its place
     ///
     /// By the same pause as an activation. Its tables and its checkpoint are kept. Instances that register the projector
     /// serve on without feeding it, and are not ready.
-    #[command(display_order = 109, after_help = EXIT_CODES)]
+    #[command(display_order = 110, after_help = EXIT_CODES)]
     Deactivate(DeactivateArgs),
 }
 
 impl Command {
     /// Whether it needs the code of the projectors, hence the application's own binary.
     pub fn needs_projectors(&self) -> bool {
-        matches!(self, Self::Plan | Self::Replay(_) | Self::ActivateConfiguration(_))
+        matches!(self, Self::Plan | Self::Replay(_) | Self::ActivateConfiguration(_) | Self::Rollback(_))
     }
 
     /// Its name, as it is typed.
@@ -77,6 +84,7 @@ impl Command {
             Self::Plan => "plan",
             Self::Replay(_) => "replay",
             Self::ActivateConfiguration(_) => "activate-configuration",
+            Self::Rollback(_) => "rollback",
             Self::Abort(_) => "abort",
             Self::Retry(_) => "retry",
             Self::Skip(_) => "skip",
@@ -153,7 +161,7 @@ impl PaceArgs {
     }
 }
 
-/// What `activate-configuration` is told.
+/// What `activate-configuration` and `rollback` are told.
 #[derive(Debug, Clone, Args)]
 pub struct ActivateArgs {
     /// Wait until this many instances of the new configuration are alive

@@ -4,8 +4,8 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use changeover::{
-    ActivateError, Blocker, ConnectError, MigrateError, Obstacle, RegisterError, ReplayError, SkipError,
-    StoreError,
+    ActivateError, Blocker, ConnectError, MigrateError, NoWayBack, Obstacle, RegisterError, ReplayError,
+    RollbackError, SkipError, StoreError,
 };
 use serde::Serialize;
 
@@ -262,6 +262,23 @@ impl From<ActivateError> for Failure {
             _ => {}
         }
         failure
+    }
+}
+
+impl From<RollbackError> for Failure {
+    fn from(error: RollbackError) -> Self {
+        let kind = match &error {
+            RollbackError::Activate(_) => "",
+            RollbackError::NoWayBack(NoWayBack::NothingBefore { .. }) => "nothing_before",
+            RollbackError::NoWayBack(NoWayBack::AlreadyActive { .. }) => "already_active",
+            RollbackError::NoWayBack(NoWayBack::OtherConfiguration { .. }) => "other_configuration",
+            RollbackError::Gone(_) => "gone",
+            _ => "rollback",
+        };
+        match error {
+            RollbackError::Activate(error) => error.into(),
+            error => Self::of((Exit::Refused, kind), &error),
+        }
     }
 }
 

@@ -52,7 +52,9 @@ async fn perform(command: Command, builder: Builder, progress: &Progress) -> Res
         Command::Plan => plan(changeover, Exit::Done).await,
         Command::Replay(args) => replay(changeover, &args, progress).await,
         Command::ActivateConfiguration(args) if args.dry_run => plan(changeover, Exit::Refused).await,
-        Command::ActivateConfiguration(args) => activate(changeover, &args, progress).await,
+        Command::ActivateConfiguration(args) => activate(changeover, &args, Way::Forward, progress).await,
+        Command::Rollback(args) if args.dry_run => plan_rollback(changeover).await,
+        Command::Rollback(args) => activate(changeover, &args, Way::Back, progress).await,
         Command::Abort(args) => abort(changeover, &args).await,
         Command::Retry(args) => retry(changeover, &args).await,
         Command::Skip(args) => skip(changeover, &args).await,
@@ -105,9 +107,23 @@ async fn replay(changeover: &Changeover, args: &ReplayArgs, progress: &Progress)
     Ok(Report::done(tables::replayed(&replayed), documents::replayed(&replayed)))
 }
 
+async fn plan_rollback(changeover: &Changeover) -> Result<Report, Failure> {
+    let plan = changeover.plan_rollback().await?;
+    let exit = if plan.obstacles.is_empty() { Exit::Done } else { Exit::Refused };
+    Ok(Report { exit, text: tables::plan(&plan), json: documents::plan(&plan) })
+}
+
+/// Which verb of the library an activation is.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Forward,
+    Back,
+}
+
 async fn activate(
     changeover: &Changeover,
     args: &ActivateArgs,
+    way: Way,
     progress: &Progress,
 ) -> Result<Report, Failure> {
     /// How long after the pause's limit we wait for an outcome that is certain already.
@@ -122,7 +138,13 @@ async fn activate(
         }
         progress.activating(&at);
     };
-    let mut activating = pin!(changeover.activate(&options, &on_progress));
+    let activating = async {
+        match way {
+            Way::Forward => changeover.activate(&options, &on_progress).await.map_err(Failure::from),
+            Way::Back => changeover.rollback(&options, &on_progress).await.map_err(Failure::from),
+        }
+    };
+    let mut activating = pin!(activating);
     let signal = tokio::select! {
         done = &mut activating => return Ok(activated(&done?)),
         signal = interrupts.next() => signal,

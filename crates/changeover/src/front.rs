@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::activation::rollback::{self, RollbackError};
 use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress};
 use crate::codec;
 use crate::core::Core;
@@ -341,6 +342,44 @@ impl Changeover {
         on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
     ) -> Result<Activated, ActivateError> {
         activation::activate(&self.core, options, on_progress).await
+    }
+
+    /// Goes back: makes the configuration that was active before the active one again, if it is the one of this build. So it
+    /// is run from the build of the old release, which holds the old projectors' code.
+    ///
+    /// Feeds the retired versions what happened since they retired, then switches, by the same steps and with the same pause
+    /// as [`activate`](Self::activate); nothing that was written in between is lost. Goes on where an earlier call was
+    /// killed. Does nothing where it was gone back already.
+    ///
+    /// # Errors
+    ///
+    /// This build's configuration is not the one that was active before; tables that it needs were pruned; the activation
+    /// did not happen.
+    ///
+    /// ```no_run
+    /// # async fn example(old_release: changeover::Changeover) -> Result<(), changeover::RollbackError> {
+    /// use changeover::ActivateOptions;
+    ///
+    /// let options = ActivateOptions { requested_by: "ada".to_owned(), ..ActivateOptions::default() };
+    /// let back = old_release.rollback(&options, &|_| {}).await?;
+    /// println!("writers were paused for {} ms", back.pause_ms);
+    /// # Ok(()) }
+    /// ```
+    pub async fn rollback(
+        &self,
+        options: &ActivateOptions,
+        on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
+    ) -> Result<Activated, RollbackError> {
+        rollback::rollback(&self.core, options, on_progress).await
+    }
+
+    /// What going back would do, and what stands in its way.
+    ///
+    /// # Errors
+    ///
+    /// As [`rollback`](Self::rollback), but for the obstacles, which are in the plan.
+    pub async fn plan_rollback(&self) -> Result<Plan, RollbackError> {
+        rollback::plan_back(&self.core).await
     }
 
     /// Ends every activation that has not switched yet; the active configuration stays. Returns their numbers.

@@ -39,6 +39,7 @@ pub use deadpool_postgres::{Pool, Transaction};
 pub use postgres_types::{ToSql, Type};
 pub use {deadpool_postgres, semver, tokio_postgres};
 
+pub use crate::activation::rollback::{GoneVersion, RollbackError};
 pub use crate::activation::{ActivateError, ActivateOptions, Activated, ActivationProgress};
 pub use crate::builder::{Builder, ConnectError};
 pub use crate::codec::EncodeError;
@@ -69,6 +70,7 @@ pub use crate::words::position::{Generation, Position, Revision};
 pub use crate::words::readiness::{Readiness, ReadyState};
 pub use crate::words::state::{Delivery, IllegalMove, Move, ProjectorState};
 pub use crate::words::version::{Difference, difference};
+pub use crate::words::way_back::{Differing, NoWayBack};
 
 /// The example in the README compiles.
 #[cfg(doctest)]

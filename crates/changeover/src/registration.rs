@@ -7,8 +7,8 @@ use tracing::info;
 use crate::projector::configuration::Configuration;
 use crate::projector::{Registered, chain};
 use crate::store::{Store, StoreError, rows};
-use crate::words::decision::Refused;
-use crate::words::plan::{Known, KnownTables, Obstacle, obstacle};
+use crate::words::decision::{Refused, Versions};
+use crate::words::plan::{Known, KnownTables, Obstacle, Target, obstacle};
 use crate::words::state::{Delivery, ProjectorState};
 
 /// Why a version cannot be registered.
@@ -57,6 +57,20 @@ impl From<tokio_postgres::Error> for RegisterError {
 pub(crate) struct Registry {
     pub(crate) known: Vec<Known>,
     pub(crate) tables: Vec<KnownTables>,
+}
+
+impl Registry {
+    /// The configuration that is active.
+    pub(crate) fn active(&self) -> Versions {
+        let active = self.known.iter().filter(|row| row.state == ProjectorState::Active);
+        active.map(|row| (row.projector.clone(), row.version.clone())).collect()
+    }
+
+    /// The tables of a version's major version.
+    pub(crate) fn tables_of(&self, target: &Target) -> Option<&KnownTables> {
+        let own = |row: &&KnownTables| row.projector == target.projector && row.major == target.version.major;
+        self.tables.iter().find(own)
+    }
 }
 
 /// Reads what the database knows.
@@ -231,8 +245,7 @@ async fn create_tables(
 ) -> Result<(), RegisterError> {
     let target = &registered.target;
     let (projector, version) = (target.projector.clone(), target.version.clone());
-    let ours = |row: &KnownTables| row.projector == projector && row.major == version.major;
-    if registry.tables.iter().any(ours) {
+    if registry.tables_of(target).is_some() {
         return Ok(());
     }
     let schema = registered.schema.clone();

@@ -80,7 +80,9 @@ statements! {
     create_checkpoint(TEXT, INT8, BOOL, TEXT, BOOL);
     schema_exists(TEXT);
     compatibility();
-    start_activation(UUID, TEXT, JSON, JSON);
+    start_activation(UUID, TEXT, JSON, JSON, BOOL);
+    newest_activated();
+    pruned_versions();
     mark_activating(INT8, UUID, FLOAT8, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY);
     pause_left(INT8, UUID);
     switch(INT8, UUID, INT8, TIMESTAMPTZ);

@@ -9,3 +9,4 @@ pub(crate) mod position;
 pub(crate) mod readiness;
 pub(crate) mod state;
 pub(crate) mod version;
+pub(crate) mod way_back;
