@@ -8,6 +8,8 @@ CREATE TABLE {schema}.activations (
     to_configuration   json        NOT NULL,
     -- Whether it went back to what was active before.
     rollback           boolean     NOT NULL DEFAULT false,
+    -- Whether instances of the old release are to keep the tables current that it retires.
+    keep_following     boolean     NOT NULL DEFAULT false,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     activating_at      timestamptz,
     deadline           timestamptz,
@@ -34,6 +36,8 @@ CREATE TABLE {schema}.projector_states (
     fingerprint text        NOT NULL,
     -- The activation that is switching this row right now: incoming rows are activating, outgoing ones still active.
     activation  bigint,
+    -- Whether instances that register this version keep its tables current though it has retired.
+    follow      boolean     NOT NULL DEFAULT false,
     changed_by  text        NOT NULL,
     changed_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT projector_states_pkey PRIMARY KEY (projector, version),

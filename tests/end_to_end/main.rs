@@ -8,6 +8,7 @@ mod chaos;
 mod columns;
 mod deploy;
 mod faults;
+mod following;
 mod going_back;
 mod golden;
 mod inline_sql;

@@ -173,6 +173,9 @@ pub struct ActivateArgs {
     /// How long the new versions may take to come close to the end of the log
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub catch_up_timeout: Duration,
+    /// Let instances of the old release that still run keep its tables current, so that going back replays nothing
+    #[arg(long)]
+    pub keep_following: bool,
     /// Only show what would be done; ends with 1 where something stands in the way
     #[arg(long)]
     pub dry_run: bool,
@@ -194,6 +197,7 @@ impl ActivateArgs {
             instances_timeout: self.instances_timeout,
             catch_up_timeout: self.catch_up_timeout,
             pace: self.pace.pace(),
+            keep_following: self.keep_following,
             ..self.pause.options(&self.who)
         }
     }
@@ -458,6 +462,7 @@ mod tests {
         assert_eq!(ours.wait_for_instances, theirs.wait_for_instances);
         assert_eq!(ours.instances_timeout, theirs.instances_timeout);
         assert_eq!(ours.catch_up_timeout, theirs.catch_up_timeout);
+        assert_eq!(ours.keep_following, theirs.keep_following);
         assert_eq!(ours.drain_timeout, theirs.drain_timeout);
         assert_eq!(ours.pause_limit, theirs.pause_limit);
         let args = "activate-configuration --pause-limit 500ms --drain-timeout 2m --requested-by ci";

@@ -45,6 +45,8 @@ pub struct ProjectorStatus {
     pub state: ProjectorState,
     /// Whether an activation is switching it right now.
     pub in_activation: bool,
+    /// Whether instances that register it keep its tables current though it has retired; how well they do is its lag.
+    pub followed: bool,
     /// How it is fed.
     pub delivery: Delivery,
     /// Who changed its state last.
@@ -139,6 +141,7 @@ fn projector(row: &Row, checkpoints: &[Row], horizon: Position) -> Result<Projec
         tables: own.map(|row| tables(row, projector.tables_schema(version.major), horizon)),
         state: rows::word(row, "state")?,
         in_activation: row.get("in_activation"),
+        followed: row.get("follow"),
         delivery: rows::word(row, "delivery")?,
         changed_by: row.get("changed_by"),
         changed_at: row.get("changed_at"),

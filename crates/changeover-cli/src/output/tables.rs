@@ -62,7 +62,11 @@ fn projectors(projectors: &[ProjectorStatus]) -> String {
             vec![
                 projector.projector.to_string(),
                 projector.version.to_string(),
-                if projector.in_activation { format!("{state}, switching") } else { state },
+                match projector {
+                    projector if projector.in_activation => format!("{state}, switching"),
+                    projector if projector.followed => format!("{state}, followed"),
+                    _ => state,
+                },
                 projector.delivery.to_string(),
                 tables.map_or_else(String::new, |tables| thousands(tables.position.get())),
                 tables.map_or_else(String::new, |tables| {

@@ -109,6 +109,73 @@ async fn a_rollback_that_is_killed_in_its_pause_is_given_back_and_can_be_done_ag
     back_at_release_1(&database, &database.client().await).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn old_instances_follow_whichever_of_them_is_frozen_or_killed() {
+    let database = release_1_is_active(5).await;
+    let (one, two) = (Program::host(1).on(&database), Program::host(2).on(&database));
+    let client = database.client().await;
+    let serving =
+        [Process::spawn(one.command("serve")).unwrap(), Process::spawn(one.command("serve")).unwrap()];
+    eventually(SOON, || async { number(&client, "SELECT count(*) FROM changeover.instances").await == 2 })
+        .await;
+    two.run("activate-configuration --keep-following").ended(0);
+    let new = instance(&database, 2).await;
+    let behind = "SELECT (SELECT max(position) FROM changeover.events) - position FROM changeover.checkpoints
+                  WHERE projector = 'orders' AND major = 1";
+    let caught_up = || async { number(&client, behind).await == 0 };
+    place(&new, 5..30).await;
+    eventually(SOON, caught_up).await;
+    eventually(SOON, || async {
+        let retired = "SELECT count(*) FROM changeover.instances WHERE readiness = 'retired'";
+        number(&client, retired).await == 2
+    })
+    .await;
+    golden("status_while_followed", two.run("status"));
+
+    // Frozen between two batches it holds up nobody: the other one follows.
+    let in_a_batch = "SELECT count(*) FROM pg_stat_activity
+                      WHERE application_name = 'host 1.0.0' AND state LIKE 'idle in transaction%'
+                      AND datname = current_database()";
+    serving[0].freeze().unwrap();
+    while number(&client, in_a_batch).await > 0 {
+        serving[0].thaw().unwrap();
+        serving[0].freeze().unwrap();
+    }
+    place(&new, 30..60).await;
+    eventually(SOON, caught_up).await;
+    serving[0].thaw().unwrap();
+    // And killed even less.
+    serving[1].kill_9().unwrap();
+    place(&new, 60..90).await;
+    eventually(SOON, caught_up).await;
+
+    // Frozen in the middle of a batch, it is waited for, and named.
+    let mut locker = database.client().await;
+    let lock = locker.transaction().await.unwrap();
+    lock.execute("INSERT INTO orders_v1.orders (id, customer) VALUES ('order-95', 'somebody')", &[])
+        .await
+        .unwrap();
+    place(&new, 90..100).await;
+    let waits =
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'host 1.0.0' AND wait_event_type = 'Lock'
+                 AND datname = current_database()";
+    let pid: i32 =
+        eventually(SOON, || async { client.query_opt(waits, &[]).await.unwrap().map(|row| row.get(0)) })
+            .await;
+    serving[0].freeze().unwrap();
+    lock.rollback().await.unwrap();
+    let line = "rollback --pause-limit 1s --drain-timeout 1s --catch-up-timeout 1s";
+    let blocked = one.run(line).ended(1);
+    assert!(
+        blocked.stderr.contains("behind after") || blocked.stderr.contains(&format!("pid {pid}")),
+        "{blocked}"
+    );
+    place(&new, 100..101).await;
+    serving[0].kill_9().unwrap();
+    one.run("rollback").ended(0);
+    back_at_release_1(&database, &client).await;
+}
+
 /// Whoever writes waits for the pause's deadline, and no longer.
 async fn serves_again(changeover: &Changeover) {
     eventually(SOON, || async {

@@ -13,7 +13,7 @@ pub(crate) mod rollback;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postgres_types::Json;
+use postgres_types::{Json, ToSql};
 use serde::Serialize;
 use tokio_postgres::Client;
 use tracing::info;
@@ -52,6 +52,9 @@ pub struct ActivateOptions {
     /// How long to wait, before the pause, until no append is older than half the
     /// [`pause_limit`](Self::pause_limit).
     pub drain_timeout: Duration,
+    /// Whether instances of the old release that still run keep the tables current that retire, so that going back to them
+    /// replays nothing. Until the next switch that is not of patch versions alone.
+    pub keep_following: bool,
     /// The deadline of the pause: past it the old version serves again, whatever became of the activation.
     pub pause_limit: Duration,
 }
@@ -66,6 +69,7 @@ impl Default for ActivateOptions {
             catch_up_lag_events: 200,
             pace: Pace::default(),
             drain_timeout: Duration::from_secs(30),
+            keep_following: false,
             pause_limit: Duration::from_secs(2),
         }
     }
@@ -374,6 +378,8 @@ async fn start(
     to.extend(change.incoming.iter().cloned());
     let sql = &core.store.sql.start_activation;
     let (from, to, back) = (Json(&from), Json(&to), way == Way::Back);
-    let row = core.store.query_one(client, sql, &[&token, &options.requested_by, &from, &to, &back]).await?;
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&token, &options.requested_by, &from, &to, &back, &options.keep_following];
+    let row = core.store.query_one(client, sql, &params).await?;
     Ok(Started { id: row.get("id"), token })
 }

@@ -80,7 +80,7 @@ statements! {
     create_checkpoint(TEXT, INT8, BOOL, TEXT, BOOL);
     schema_exists(TEXT);
     compatibility();
-    start_activation(UUID, TEXT, JSON, JSON, BOOL);
+    start_activation(UUID, TEXT, JSON, JSON, BOOL, BOOL);
     newest_activated();
     pruned_versions();
     mark_activating(INT8, UUID, FLOAT8, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY);
