@@ -63,6 +63,8 @@ CREATE TABLE {schema}.checkpoints (
     parallel_to        bigint,
     -- False until the secondary indexes are there: they are built once the bulk of the log has been replayed.
     indexed            boolean     NOT NULL DEFAULT true,
+    -- What the projector's DDL made in the schema of these tables. Whatever else is there is not ours to drop.
+    objects            text[]      NOT NULL DEFAULT '{}',
     stalled_since      timestamptz,
     error              text,
     error_position     bigint,

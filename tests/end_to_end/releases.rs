@@ -53,6 +53,7 @@ more_orders! {
     InlineOrders1Patched Version::new(1, 0, 1), Inline;
     InlineOrders1Minor Version::new(1, 1, 0), Inline;
     BackgroundOrders12 Version::new(1, 2, 0), Background;
+    Orders3 Version::new(3, 0, 0), Background;
 }
 
 const FAN: [&str; 9] = ["fan_0", "fan_1", "fan_2", "fan_3", "fan_4", "fan_5", "fan_6", "fan_7", "fan_8"];
@@ -101,6 +102,7 @@ pub(crate) fn release(name: &str) -> Configuration {
         "1.1.0" => new().fold(Orders1Minor),
         "1.2.0" => new().fold(BackgroundOrders12),
         "2.0.0" => new().fold(Orders2),
+        "3.0.0" => new().fold(Orders3),
         "inline 1.0.0" => new().fold(InlineOrders1),
         "inline 1.0.1" => new().fold(InlineOrders1Patched),
         "inline 1.1.0" => new().fold(InlineOrders1Minor),

@@ -124,6 +124,7 @@ mod tests {
         for command in parser.get_subcommands() {
             let arguments = match command.get_name() {
                 "retry" | "deactivate" => vec!["orders"],
+                "prune" => vec!["--keep", "1"],
                 "skip" => vec!["orders", "--position", "1"],
                 _ => vec![],
             };

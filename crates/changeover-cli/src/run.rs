@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::command::{
-    AbortArgs, ActivateArgs, Command, DeactivateArgs, Options, ReplayArgs, RetryArgs, SkipArgs,
+    AbortArgs, ActivateArgs, Command, DeactivateArgs, Options, PruneArgs, ReplayArgs, RetryArgs, SkipArgs,
 };
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupts;
@@ -56,6 +56,7 @@ async fn perform(command: Command, builder: Builder, progress: &Progress) -> Res
         Command::Rollback(args) if args.dry_run => plan_rollback(changeover).await,
         Command::Rollback(args) => activate(changeover, &args, Way::Back, progress).await,
         Command::Abort(args) => abort(changeover, &args).await,
+        Command::Prune(args) => prune(changeover, &args).await,
         Command::Retry(args) => retry(changeover, &args).await,
         Command::Skip(args) => skip(changeover, &args).await,
         Command::Deactivate(args) => deactivate(changeover, &args, progress).await,
@@ -192,6 +193,23 @@ async fn abort(changeover: &Changeover, args: &AbortArgs) -> Result<Report, Fail
         }
     };
     Ok(Report::done(text, json!({ "aborted": aborted })))
+}
+
+async fn prune(changeover: &Changeover, args: &PruneArgs) -> Result<Report, Failure> {
+    if args.yes {
+        let pruned = changeover.prune(&args.options()).await?;
+        return Ok(Report::done(tables::pruned(&pruned), documents::pruned(&pruned)));
+    }
+    let plan = changeover.plan_prune(args.keep).await?;
+    let protected = plan.protected().next().is_some();
+    let due = plan.dropped().next().is_some();
+    // Whoever forgot to say yes must not believe that it is done.
+    let exit = if protected || (due && !args.dry_run) { Exit::Refused } else { Exit::Done };
+    let mut text = tables::prune_plan(&plan);
+    if due {
+        text.push_str("\nNothing was dropped: this shows what --yes would drop.\n");
+    }
+    Ok(Report { exit, text, json: documents::prune_plan(&plan) })
 }
 
 async fn retry(changeover: &Changeover, args: &RetryArgs) -> Result<Report, Failure> {

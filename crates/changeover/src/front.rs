@@ -20,6 +20,7 @@ use crate::instances;
 use crate::log::append::{Appended, Appending, NewEvents};
 use crate::log::error::AppendError;
 use crate::log::read::{self, ReadError, Reader};
+use crate::prune::{self, PruneError, PruneOptions, Pruned};
 use crate::publisher;
 use crate::replayer::{self, CaughtUp, ReplayError, ReplayOptions, ReplayProgress};
 use crate::status::{Status, status};
@@ -29,6 +30,7 @@ use crate::words::event::{Expected, Recorded};
 use crate::words::names::{ProjectorName, StreamName};
 use crate::words::plan::Plan;
 use crate::words::position::{Position, Revision};
+use crate::words::prune::PrunePlan;
 use crate::words::readiness::Readiness;
 
 /// An instance: appends, reads, publishes, replays and activates. Cheap to clone.
@@ -407,6 +409,37 @@ impl Changeover {
         options: &ActivateOptions,
     ) -> Result<Activated, ActivateError> {
         activation::deactivate(&self.core, projector, options).await
+    }
+
+    /// What [`prune`](Self::prune) would drop, and what protects the rest.
+    pub async fn plan_prune(&self, keep: usize) -> Result<PrunePlan, StoreError> {
+        prune::plan(&self.core.store, keep).await
+    }
+
+    /// Drops the tables of retired versions, with their states and checkpoints, but for those of the newest
+    /// [`keep`](PruneOptions::keep) major versions of each projector. Needs no projector code.
+    ///
+    /// Tables that a version uses which is active, being replayed or being activated are never dropped, and neither are those
+    /// that a live instance follows. Nothing goes along: where a view, a foreign key or anything else of somebody else's
+    /// depends on tables, or stands in their schema, that schema is left as it is, whole. Takes exclusive locks on
+    /// the tables that it drops, for as long as that takes, and never queues for them.
+    ///
+    /// # Errors
+    ///
+    /// Something that was due could not be dropped; what could be, was.
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::PruneError> {
+    /// use changeover::PruneOptions;
+    ///
+    /// println!("{:?}", changeover.plan_prune(1).await?);
+    /// let options = PruneOptions { requested_by: "ada".to_owned(), keep: 1, ..PruneOptions::default() };
+    /// let pruned = changeover.prune(&options).await?;
+    /// println!("{} schemas were dropped", pruned.dropped.len());
+    /// # Ok(()) }
+    /// ```
+    pub async fn prune(&self, options: &PruneOptions) -> Result<Pruned, PruneError> {
+        prune::prune(&self.core.store, options).await
     }
 
     /// Lets a stalled projector try again. Returns whether it was stalled.

@@ -19,7 +19,7 @@ use crate::words::decision::Versions;
 
 /// How often an instance says that it is there, and after which silence it counts as gone.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-const GONE_AFTER_SECS: f64 = 10.0;
+pub(crate) const GONE_AFTER_SECS: f64 = 10.0;
 /// After which silence its row is removed.
 const FORGOTTEN_AFTER_SECS: f64 = 3_600.0;
 

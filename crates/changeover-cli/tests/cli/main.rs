@@ -6,4 +6,5 @@ mod help;
 mod hints;
 mod operations;
 mod program;
+mod pruning;
 mod reading;

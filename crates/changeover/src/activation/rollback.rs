@@ -107,7 +107,8 @@ async fn look_back(core: &Core, client: &Client, registry: &Registry) -> Result<
     Ok(way)
 }
 
-async fn newest_switch(store: &Store, client: &Client) -> Result<Option<Switched>, StoreError> {
+/// The newest switch that the history tells of.
+pub(crate) async fn newest_switch(store: &Store, client: &Client) -> Result<Option<Switched>, StoreError> {
     let row = store.query_opt(client, &store.sql.newest_activated, &[]).await?;
     Ok(row.map(|row| Switched {
         from: row.get::<_, Json<Versions>>("from_configuration").0,

@@ -6,6 +6,7 @@ pub(crate) mod fingerprint;
 pub(crate) mod names;
 pub(crate) mod plan;
 pub(crate) mod position;
+pub(crate) mod prune;
 pub(crate) mod readiness;
 pub(crate) mod state;
 pub(crate) mod version;
