@@ -11,6 +11,8 @@ CREATE TABLE {schema}.activations (
     -- Whether instances of the old release are to keep the tables current that it retires.
     keep_following     boolean     NOT NULL DEFAULT false,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- While it is prepared, whoever does so says every now and then that he is there.
+    last_seen          timestamptz NOT NULL DEFAULT clock_timestamp(),
     activating_at      timestamptz,
     deadline           timestamptz,
     drained_at         timestamptz,

@@ -20,6 +20,7 @@ mod operator;
 mod orders;
 mod parallel;
 mod pooler;
+mod preparing;
 mod projectors;
 mod pruning;
 mod publisher;

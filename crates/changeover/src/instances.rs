@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::core::Core;
+use crate::expiry::expire;
 use crate::projector::chain;
 use crate::store::{On, Store, StoreError};
 use crate::words::decision::Versions;
@@ -117,6 +118,9 @@ async fn beat(core: &Core, readiness: &str) -> Result<(), StoreError> {
             ],
         )
         .await?;
+    // An activation whose performer is gone would otherwise be open until the next one.
+    expire(&core.store, &client).await?;
+    drop(client);
     forget(core, None).await
 }
 

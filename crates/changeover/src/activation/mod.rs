@@ -318,7 +318,11 @@ async fn perform(
     let change = Change::of(&plan, core);
     let activation = start(core, &client, options, &change, way, registry).await?;
     on_progress(ActivationProgress::Started { activation: activation.id });
-    let paused = match prepare::prepare(core, &client, options, &plan, on_progress).await {
+    let prepared = tokio::select! {
+        prepared = prepare::prepare(core, &client, options, &plan, on_progress) => prepared,
+        ended = prepare::stay_seen(core, activation) => Err(ended),
+    };
+    let paused = match prepared {
         Ok(()) if plan.needs_no_pause() => pause::switch_patches(core, &client, activation, &change).await,
         Ok(()) => pause::pause(core, &client, options, activation, &change, on_progress).await,
         // Whoever activated or retired it meanwhile is worth more than how that showed.

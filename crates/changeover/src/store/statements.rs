@@ -98,9 +98,11 @@ statements! {
     pause_left(INT8, UUID);
     switch(INT8, UUID, INT8, TIMESTAMPTZ);
     switch_patches(INT8, UUID, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY);
-    give_back(INT8, TEXT, TEXT, BOOL);
+    see_activation(INT8, UUID);
+    overdue(FLOAT8);
+    give_back(INT8, TEXT, TEXT, BOOL, FLOAT8);
     release();
-    open_activation();
+    open_activation(FLOAT8);
     activations(INT8);
     see_instance(UUID, TEXT, TEXT, JSON, TEXT, TEXT);
     forget_instances(UUID, FLOAT8);
