@@ -375,6 +375,46 @@ async fn whoever_reads_tables_for_long_can_hold_them_without_holding_up_their_pu
     assert_eq!(schemas(&prune(&three, 1).await), ["orders_v1"]);
 }
 
+/// A prune that has made its plan, and waits until the transaction that comes along ends.
+async fn held_after_its_plan(
+    database: &Database,
+    build: &Changeover,
+    keep: usize,
+) -> (Client, tokio::task::JoinHandle<Result<Pruned, PruneError>>) {
+    let lock = database.client().await;
+    lock.batch_execute(
+        "BEGIN; SELECT pg_advisory_xact_lock('changeover.instances'::regclass::oid::integer, 0)",
+    )
+    .await
+    .unwrap();
+    let build = build.clone();
+    let pruning = tokio::spawn(async move { build.prune(&keeping(keep)).await });
+    let client = database.client().await;
+    let waits =
+        "SELECT FROM pg_stat_activity WHERE query LIKE '-- lock_registration%' AND wait_event_type = 'Lock'
+                 AND datname = current_database()";
+    eventually(SOON, || async { !client.query(waits, &[]).await.unwrap().is_empty() }).await;
+    (lock, pruning)
+}
+
+#[tokio::test]
+async fn tables_that_another_version_wants_since_the_plan_was_made_stay() {
+    let (database, client, [_, _, three]) = three_releases().await;
+    let (lock, pruning) = held_after_its_plan(&database, &three, 1).await;
+    // A minor version of the same tables, as a release would register it that goes back and mends something.
+    client
+        .batch_execute(
+            "INSERT INTO changeover.projector_states (projector, version, state, delivery, fingerprint, changed_by)
+             VALUES ('orders', '1.1.0', 'replaying', 'background', 'f', 'test')",
+        )
+        .await
+        .unwrap();
+    lock.batch_execute("ROLLBACK").await.unwrap();
+    let Err(PruneError::Left { left, .. }) = pruning.await.unwrap() else { panic!("it was dropped") };
+    assert_eq!((left.len(), &left[0].why), (1, &WhyNotPruned::InUse));
+    assert_eq!(there(&client).await, ["orders_v1", "orders_v2", "orders_v3"]);
+}
+
 #[tokio::test]
 async fn what_a_live_instance_follows_is_not_dropped_under_it() {
     let database = Database::fresh().await;
@@ -389,7 +429,17 @@ async fn what_a_live_instance_follows_is_not_dropped_under_it() {
     let found = left(&new, 0).await;
     assert_eq!(found[0].why, WhyNotPruned::Followed { instances: 1 });
     assert!(found[0].to_string().contains("stop those first"), "{}", found[0]);
-    // It is decided where it counts, not where it was planned.
+    // It is decided where it counts, not where it was planned: it is followed only after the plan was made.
+    let follow = async |follow: bool| {
+        let sql = "UPDATE changeover.projector_states SET follow = $1 WHERE version = '1.0.0'";
+        assert_eq!(client.execute(sql, &[&follow]).await.unwrap(), 1);
+    };
+    follow(false).await;
+    let (lock, pruning) = held_after_its_plan(&database, &new, 0).await;
+    follow(true).await;
+    lock.batch_execute("ROLLBACK").await.unwrap();
+    let Err(PruneError::Left { left, .. }) = pruning.await.unwrap() else { panic!("it was dropped") };
+    assert_eq!(left[0].why, WhyNotPruned::Followed { instances: 1 });
     assert_eq!(there(&client).await, ["orders_v1", "orders_v2"]);
     running.stop().await;
     assert_eq!(schemas(&prune(&new, 0).await), ["orders_v1"]);

@@ -139,13 +139,12 @@ async fn activate(
         }
         progress.activating(&at);
     };
-    let activating = async {
+    let mut activating = Box::pin(async {
         match way {
             Way::Forward => changeover.activate(&options, &on_progress).await.map_err(Failure::from),
             Way::Back => changeover.rollback(&options, &on_progress).await.map_err(Failure::from),
         }
-    };
-    let mut activating = pin!(activating);
+    });
     let signal = tokio::select! {
         done = &mut activating => return Ok(activated(&done?)),
         signal = interrupts.next() => signal,
