@@ -6,7 +6,13 @@ CREATE TABLE {schema}.activations (
     requested_by       text        NOT NULL,
     from_configuration json        NOT NULL,
     to_configuration   json        NOT NULL,
+    -- Whether it went back to what was active before.
+    rollback           boolean     NOT NULL DEFAULT false,
+    -- Whether instances of the old release are to keep the tables current that it retires.
+    keep_following     boolean     NOT NULL DEFAULT false,
     started_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- While it is prepared, whoever does so says every now and then that he is there.
+    last_seen          timestamptz NOT NULL DEFAULT clock_timestamp(),
     activating_at      timestamptz,
     deadline           timestamptz,
     drained_at         timestamptz,
@@ -32,6 +38,8 @@ CREATE TABLE {schema}.projector_states (
     fingerprint text        NOT NULL,
     -- The activation that is switching this row right now: incoming rows are activating, outgoing ones still active.
     activation  bigint,
+    -- Whether instances that register this version keep its tables current though it has retired.
+    follow      boolean     NOT NULL DEFAULT false,
     changed_by  text        NOT NULL,
     changed_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT projector_states_pkey PRIMARY KEY (projector, version),
@@ -57,6 +65,8 @@ CREATE TABLE {schema}.checkpoints (
     parallel_to        bigint,
     -- False until the secondary indexes are there: they are built once the bulk of the log has been replayed.
     indexed            boolean     NOT NULL DEFAULT true,
+    -- What the projector's DDL made in the schema of these tables. Whatever else is there is not ours to drop.
+    objects            text[]      NOT NULL DEFAULT '{}',
     stalled_since      timestamptz,
     error              text,
     error_position     bigint,
@@ -74,6 +84,15 @@ CREATE TABLE {schema}.skipped_events (
     skipped_by text        NOT NULL,
     skipped_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT skipped_events_pkey PRIMARY KEY (projector, major, position)
+);
+
+-- Versions that had retired, and whose tables somebody dropped. Registered again, they are replayed from the beginning.
+CREATE TABLE {schema}.pruned_versions (
+    projector text        NOT NULL,
+    version   text        NOT NULL,
+    pruned_by text        NOT NULL,
+    pruned_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT pruned_versions_pkey PRIMARY KEY (projector, version)
 );
 
 CREATE TABLE {schema}.instances (

@@ -11,7 +11,7 @@ use changeover::tokio_postgres::Client;
 use changeover::{
     ActivateError, ActivateOptions, Activated, ActivationProgress, AppendError, CaughtUp, Changeover,
     Configuration, Delivery, Expected, FoldProjector, ProjectorName, ReplayError, ReplayOptions,
-    ReplayProgress,
+    ReplayProgress, RollbackError,
 };
 use changeover_testkit::Database;
 use tokio::task::JoinHandle;
@@ -53,6 +53,7 @@ more_orders! {
     InlineOrders1Patched Version::new(1, 0, 1), Inline;
     InlineOrders1Minor Version::new(1, 1, 0), Inline;
     BackgroundOrders12 Version::new(1, 2, 0), Background;
+    Orders3 Version::new(3, 0, 0), Background;
 }
 
 const FAN: [&str; 9] = ["fan_0", "fan_1", "fan_2", "fan_3", "fan_4", "fan_5", "fan_6", "fan_7", "fan_8"];
@@ -101,6 +102,7 @@ pub(crate) fn release(name: &str) -> Configuration {
         "1.1.0" => new().fold(Orders1Minor),
         "1.2.0" => new().fold(BackgroundOrders12),
         "2.0.0" => new().fold(Orders2),
+        "3.0.0" => new().fold(Orders3),
         "inline 1.0.0" => new().fold(InlineOrders1),
         "inline 1.0.1" => new().fold(InlineOrders1Patched),
         "inline 1.1.0" => new().fold(InlineOrders1Minor),
@@ -141,13 +143,25 @@ pub(crate) async fn newest_outcome(client: &Client) -> Option<String> {
 
 /// How many rows of an `orders` table are not what the log says, computed by the database and not by our folds.
 pub(crate) async fn wrong_rows(client: &Client, schema: &str) -> i64 {
+    wrong_rows_up_to(client, schema, i64::MAX).await
+}
+
+/// The same for tables that have come as far as their checkpoint says.
+pub(crate) async fn wrong_rows_at_checkpoint(client: &Client, schema: &str) -> i64 {
+    let sql = "SELECT CASE WHEN inline THEN 9223372036854775807 ELSE position END FROM changeover.checkpoints
+               WHERE projector || '_v' || major = $1";
+    let up_to = client.query_one(sql, &[&schema]).await.unwrap().get(0);
+    wrong_rows_up_to(client, schema, up_to).await
+}
+
+async fn wrong_rows_up_to(client: &Client, schema: &str, position: i64) -> i64 {
     let sql = format!(
         "WITH expected AS (
              SELECT stream, min(data ->> 'customer') AS customer,
                     (count(*) FILTER (WHERE type = 'ItemAdded'))::integer AS items,
                     coalesce(sum((data ->> 'cents')::bigint) FILTER (WHERE type = 'ItemAdded'), 0)::bigint AS cents,
                     bool_or(type = 'Paid') AS paid, max(position) AS last_position
-             FROM changeover.events GROUP BY stream HAVING bool_or(type = 'Placed')
+             FROM changeover.events WHERE position <= $1 GROUP BY stream HAVING bool_or(type = 'Placed')
          ), found AS (
              SELECT id, customer, items, cents, paid, last_position FROM {schema}.orders
          )
@@ -155,7 +169,7 @@ pub(crate) async fn wrong_rows(client: &Client, schema: &str) -> i64 {
              (TABLE expected EXCEPT ALL TABLE found) UNION ALL (TABLE found EXCEPT ALL TABLE expected)
          ) differ"
     );
-    client.query_one(&sql, &[]).await.unwrap().get(0)
+    client.query_one(&sql, &[&position]).await.unwrap().get(0)
 }
 
 /// The word of a phase.
@@ -184,10 +198,19 @@ pub(crate) struct Held {
 impl Held {
     /// Starts an activation.
     pub(crate) fn at(held_at: &'static str, new: &Changeover, options: ActivateOptions) -> Self {
+        Self::of(held_at, new, options, false)
+    }
+
+    /// Starts a rollback.
+    pub(crate) fn back_at(held_at: &'static str, old: &Changeover, options: ActivateOptions) -> Self {
+        Self::of(held_at, old, options, true)
+    }
+
+    fn of(held_at: &'static str, build: &Changeover, options: ActivateOptions, back: bool) -> Self {
         let (tell, reached) = tokio::sync::mpsc::unbounded_channel();
         let (go, gate) = mpsc::channel::<()>();
         let (gate, seen) = (Mutex::new(gate), Arc::new(Mutex::new(BTreeSet::new())));
-        let (new, noted) = (new.clone(), seen.clone());
+        let (build, noted) = (build.clone(), seen.clone());
         let task = tokio::spawn(async move {
             let on_progress = |progress: ActivationProgress| {
                 let word = phase(&progress);
@@ -198,7 +221,13 @@ impl Held {
                     tokio::task::block_in_place(|| gate.recv()).unwrap_or_default();
                 }
             };
-            new.activate(&options, &on_progress).await
+            if !back {
+                return build.activate(&options, &on_progress).await;
+            }
+            match build.rollback(&options, &on_progress).await {
+                Err(RollbackError::Activate(error)) => Err(error),
+                other => Ok(other.expect("the way back must be open")),
+            }
         });
         Self { task, reached, go: Some(go), seen }
     }

@@ -12,7 +12,7 @@
 //! | retrying the lock but not the write after it | `an_append_that_met_a_pause_is_written_once` |
 //! | a fenced process that panics and is restarted for ever | `a_retired_process_goes_on_and_serves_again_after_the_way_back` |
 //! | a switch that the load balancer learns of late, so old instances still get writes | `an_instance_that_heard_of_nothing_is_refused_all_the_same` |
-//! | truncating the wrong tables and reporting success | `tables_that_are_not_ours_are_never_touched` |
+//! | truncating the wrong tables and reporting success | `tables_that_are_not_ours_are_never_touched`, `traps_of_going_back::the_wrong_tables_are_neither_dropped_nor_reported_as_dropped` |
 //! | a replay racing the live publisher | `live_tables_are_not_replayed_into` |
 //! | parallel replay by stream for a row fed by many streams | concerns the parallel replay: later |
 //! | loading all events into memory | `traps_of_the_log::a_replay_takes_the_log_in_bounded_batches` |
@@ -28,10 +28,10 @@
 //! | a lag measured against a frozen mark that reads "healthy" | `traps_of_the_log::the_lag_of_a_projector_that_nobody_feeds_grows` |
 //! | liveness that depends on lag | concerns HTTP: the tests of `changeover-http` |
 //! | a status command that blocks on the lock of the running replay | `status_waits_for_nobody`, `publisher::a_batch_in_progress_holds_up_neither_status_nor_appends_nor_other_projectors` |
-//! | one flag that deletes everything | nothing here deletes read models: concerns `prune`, later |
+//! | one flag that deletes everything | `traps_of_going_back::no_flag_deletes_what_is_active_replayed_or_being_activated` |
 //! | error texts that leak event data | `errors_hold_no_event_data`, `publisher::an_event_that_does_not_decode_stalls_and_its_data_is_not_in_the_error` |
 //! | "caught up" tested against the clock on an idle log | `traps_of_the_log::an_idle_log_is_caught_up` |
-//! | the old version's tables dropped by the next run | `the_tables_of_retired_versions_stay` |
+//! | the old version's tables dropped by the next run | `the_tables_of_retired_versions_stay`, `traps_of_going_back::the_old_versions_tables_are_dropped_by_no_run_but_a_prune_that_says_so` |
 
 use std::fmt::Write;
 

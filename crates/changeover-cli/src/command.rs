@@ -4,7 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use changeover::{
-    ActivateOptions, Builder, Changeover, Pace, Position, ProjectorName, ReplayOptions, SchemaName, Throttle,
+    ActivateOptions, Builder, Changeover, Pace, Position, ProjectorName, PruneOptions, ReplayOptions,
+    SchemaName, Throttle,
 };
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Subcommand};
@@ -44,29 +45,43 @@ pub enum Command {
     /// replayed is kept.
     #[command(display_order = 105, after_help = EXIT_CODES)]
     ActivateConfiguration(ActivateArgs),
-    /// End every activation that has not switched yet; the active configuration stays
+    /// Go back to the configuration that was active before: run it from that release's build
+    ///
+    /// Feeds the retired versions what happened since, then switches, by the steps of an activation; nothing that was
+    /// written in between is lost. Refuses where this build's configuration is not the one before. Told to stop (Ctrl-C,
+    /// SIGTERM) it aborts: what is active serves on.
     #[command(display_order = 106, after_help = EXIT_CODES)]
-    Abort(AbortArgs),
-    /// Let a stalled projector try again
+    Rollback(ActivateArgs),
+    /// End every activation that has not switched yet; the active configuration stays
     #[command(display_order = 107, after_help = EXIT_CODES)]
+    Abort(AbortArgs),
+    /// Drop the tables of retired versions, but for the newest of each projector
+    ///
+    /// Shows what it would drop, and drops it with --yes alone. Never touches tables that an active version uses or one that
+    /// is being replayed, activated or followed. What somebody else's view or foreign key stands on is left as it is, whole,
+    /// and named. Ends with 1 where something is due and --yes is missing, and where something could not be dropped.
+    #[command(display_order = 108, after_help = EXIT_CODES)]
+    Prune(PruneArgs),
+    /// Let a stalled projector try again
+    #[command(display_order = 109, after_help = EXIT_CODES)]
     Retry(RetryArgs),
     /// Move a stalled projector past the event that stalls it
     ///
     /// The event is never projected into it, and is written down as skipped.
-    #[command(display_order = 108, after_help = EXIT_CODES)]
+    #[command(display_order = 110, after_help = EXIT_CODES)]
     Skip(SkipArgs),
     /// Retire a projector without another version in its place
     ///
     /// By the same pause as an activation. Its tables and its checkpoint are kept. Instances that register the projector
     /// serve on without feeding it, and are not ready.
-    #[command(display_order = 109, after_help = EXIT_CODES)]
+    #[command(display_order = 111, after_help = EXIT_CODES)]
     Deactivate(DeactivateArgs),
 }
 
 impl Command {
     /// Whether it needs the code of the projectors, hence the application's own binary.
     pub fn needs_projectors(&self) -> bool {
-        matches!(self, Self::Plan | Self::Replay(_) | Self::ActivateConfiguration(_))
+        matches!(self, Self::Plan | Self::Replay(_) | Self::ActivateConfiguration(_) | Self::Rollback(_))
     }
 
     /// Its name, as it is typed.
@@ -77,7 +92,9 @@ impl Command {
             Self::Plan => "plan",
             Self::Replay(_) => "replay",
             Self::ActivateConfiguration(_) => "activate-configuration",
+            Self::Rollback(_) => "rollback",
             Self::Abort(_) => "abort",
+            Self::Prune(_) => "prune",
             Self::Retry(_) => "retry",
             Self::Skip(_) => "skip",
             Self::Deactivate(_) => "deactivate",
@@ -153,7 +170,7 @@ impl PaceArgs {
     }
 }
 
-/// What `activate-configuration` is told.
+/// What `activate-configuration` and `rollback` are told.
 #[derive(Debug, Clone, Args)]
 pub struct ActivateArgs {
     /// Wait until this many instances of the new configuration are alive
@@ -165,6 +182,9 @@ pub struct ActivateArgs {
     /// How long the new versions may take to come close to the end of the log
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub catch_up_timeout: Duration,
+    /// Let instances of the old release that still run keep its tables current, so that going back replays nothing
+    #[arg(long)]
+    pub keep_following: bool,
     /// Only show what would be done; ends with 1 where something stands in the way
     #[arg(long)]
     pub dry_run: bool,
@@ -186,6 +206,7 @@ impl ActivateArgs {
             instances_timeout: self.instances_timeout,
             catch_up_timeout: self.catch_up_timeout,
             pace: self.pace.pace(),
+            keep_following: self.keep_following,
             ..self.pause.options(&self.who)
         }
     }
@@ -219,6 +240,32 @@ pub struct AbortArgs {
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
+}
+
+/// What `prune` is told.
+#[derive(Debug, Clone, Args)]
+pub struct PruneArgs {
+    /// Keep the tables of this many retired major versions of each projector: those that retired last
+    #[arg(long, value_name = "N")]
+    pub keep: usize,
+    /// Drop what is due; without this, it is only shown
+    #[arg(long, conflicts_with = "dry_run")]
+    pub yes: bool,
+    /// Only show what would be dropped; ends with 1 where something that is due is protected
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How long to try for the locks that dropping takes; nobody has to wait behind us meanwhile
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub wait: Duration,
+    /// Who asks.
+    #[command(flatten)]
+    pub who: Who,
+}
+
+impl PruneArgs {
+    pub(crate) fn options(&self) -> PruneOptions {
+        PruneOptions { requested_by: self.who.requested_by(), keep: self.keep, wait: self.wait }
+    }
 }
 
 /// What `retry` is told.
@@ -421,6 +468,8 @@ mod tests {
         check("abort", false);
         check("retry orders", false);
         check("skip orders --position 7", false);
+        check("prune --keep 1", false);
+        check("rollback", true);
         check("deactivate orders", false);
     }
 
@@ -433,6 +482,10 @@ mod tests {
         };
         check("skip orders --position 0", "positions begin at 1");
         check("skip orders", "--position <N>");
+        check("prune", "--keep <N>");
+        check("prune --yes", "--keep <N>");
+        check("prune --keep 1 --yes --dry-run", "cannot be used with");
+        check("prune --keep all", "invalid digit");
         check("retry Orders", "lower-case");
         check("activate-configuration --pause-limit 0s", "more than nothing");
         check("activate-configuration --pause-limit 3", "examples: 500ms");
@@ -450,6 +503,7 @@ mod tests {
         assert_eq!(ours.wait_for_instances, theirs.wait_for_instances);
         assert_eq!(ours.instances_timeout, theirs.instances_timeout);
         assert_eq!(ours.catch_up_timeout, theirs.catch_up_timeout);
+        assert_eq!(ours.keep_following, theirs.keep_following);
         assert_eq!(ours.drain_timeout, theirs.drain_timeout);
         assert_eq!(ours.pause_limit, theirs.pause_limit);
         let args = "activate-configuration --pause-limit 500ms --drain-timeout 2m --requested-by ci";

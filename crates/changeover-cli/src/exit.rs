@@ -4,8 +4,8 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use changeover::{
-    ActivateError, Blocker, ConnectError, MigrateError, Obstacle, RegisterError, ReplayError, SkipError,
-    StoreError,
+    ActivateError, Blocker, ConnectError, MigrateError, NoWayBack, NotPruned, Obstacle, PruneError, Pruned,
+    RegisterError, ReplayError, RollbackError, SkipError, StoreError,
 };
 use serde::Serialize;
 
@@ -78,6 +78,14 @@ pub(crate) struct Failure {
 pub(crate) enum InTheWay {
     Blockers(Vec<Blocker>),
     Obstacles(Vec<Obstacle>),
+    Prune(Box<Protected>),
+}
+
+/// What was not pruned, and what was all the same.
+#[derive(Debug, Serialize)]
+pub(crate) struct Protected {
+    pruned: Pruned,
+    left: Vec<NotPruned>,
 }
 
 impl Failure {
@@ -116,6 +124,15 @@ impl Failure {
             }
             Some(InTheWay::Blockers(list)) => {
                 lines.extend(list.iter().map(|one| format!("  blocked by: {one}")));
+            }
+            Some(InTheWay::Prune(protected)) => {
+                let Protected { pruned, left } = &**protected;
+                lines.extend(left.iter().map(|one| format!("  {one}")));
+                let dropped = pruned.dropped.iter();
+                lines.extend(
+                    dropped
+                        .map(|one| format!("  dropped: {} v{} ({})", one.projector, one.major, one.schema)),
+                );
             }
         }
         lines.extend(self.causes.iter().map(|cause| format!("cause: {cause}")));
@@ -262,6 +279,37 @@ impl From<ActivateError> for Failure {
             _ => {}
         }
         failure
+    }
+}
+
+impl From<RollbackError> for Failure {
+    fn from(error: RollbackError) -> Self {
+        let kind = match &error {
+            RollbackError::Activate(_) => "",
+            RollbackError::NoWayBack(NoWayBack::NothingBefore { .. }) => "nothing_before",
+            RollbackError::NoWayBack(NoWayBack::AlreadyActive { .. }) => "already_active",
+            RollbackError::NoWayBack(NoWayBack::OtherConfiguration { .. }) => "other_configuration",
+            RollbackError::Gone(_) => "gone",
+            _ => "rollback",
+        };
+        match error {
+            RollbackError::Activate(error) => error.into(),
+            error => Self::of((Exit::Refused, kind), &error),
+        }
+    }
+}
+
+impl From<PruneError> for Failure {
+    fn from(error: PruneError) -> Self {
+        match error {
+            PruneError::Left { pruned, left } => {
+                let what = if left.len() == 1 { "schema was" } else { "schemas were" };
+                let mut failure = Self::refused("not_pruned", format!("{} {what} not pruned", left.len()));
+                failure.in_the_way = Some(InTheWay::Prune(Box::new(Protected { pruned, left })));
+                failure
+            }
+            error => Self::of(DATABASE, &error),
+        }
     }
 }
 

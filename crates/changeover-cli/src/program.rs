@@ -44,7 +44,7 @@ pub fn main_without_projectors(name: &'static str, version: &'static str) -> Exi
 }
 
 fn without_projectors(name: &'static str, version: &'static str) -> clap::Command {
-    let hidden = ["plan", "replay", "activate-configuration"];
+    let hidden = ["plan", "replay", "activate-configuration", "rollback"];
     hidden.into_iter().fold(Program::command().name(name).version(version), |parser, name| {
         parser.mut_subcommand(name, |command| {
             let elsewhere =
@@ -124,6 +124,7 @@ mod tests {
         for command in parser.get_subcommands() {
             let arguments = match command.get_name() {
                 "retry" | "deactivate" => vec!["orders"],
+                "prune" => vec!["--keep", "1"],
                 "skip" => vec!["orders", "--position", "1"],
                 _ => vec![],
             };

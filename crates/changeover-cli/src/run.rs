@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::command::{
-    AbortArgs, ActivateArgs, Command, DeactivateArgs, Options, ReplayArgs, RetryArgs, SkipArgs,
+    AbortArgs, ActivateArgs, Command, DeactivateArgs, Options, PruneArgs, ReplayArgs, RetryArgs, SkipArgs,
 };
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupts;
@@ -52,8 +52,11 @@ async fn perform(command: Command, builder: Builder, progress: &Progress) -> Res
         Command::Plan => plan(changeover, Exit::Done).await,
         Command::Replay(args) => replay(changeover, &args, progress).await,
         Command::ActivateConfiguration(args) if args.dry_run => plan(changeover, Exit::Refused).await,
-        Command::ActivateConfiguration(args) => activate(changeover, &args, progress).await,
+        Command::ActivateConfiguration(args) => activate(changeover, &args, Way::Forward, progress).await,
+        Command::Rollback(args) if args.dry_run => plan_rollback(changeover).await,
+        Command::Rollback(args) => activate(changeover, &args, Way::Back, progress).await,
         Command::Abort(args) => abort(changeover, &args).await,
+        Command::Prune(args) => prune(changeover, &args).await,
         Command::Retry(args) => retry(changeover, &args).await,
         Command::Skip(args) => skip(changeover, &args).await,
         Command::Deactivate(args) => deactivate(changeover, &args, progress).await,
@@ -105,9 +108,23 @@ async fn replay(changeover: &Changeover, args: &ReplayArgs, progress: &Progress)
     Ok(Report::done(tables::replayed(&replayed), documents::replayed(&replayed)))
 }
 
+async fn plan_rollback(changeover: &Changeover) -> Result<Report, Failure> {
+    let plan = changeover.plan_rollback().await?;
+    let exit = if plan.obstacles.is_empty() { Exit::Done } else { Exit::Refused };
+    Ok(Report { exit, text: tables::plan(&plan), json: documents::plan(&plan) })
+}
+
+/// Which verb of the library an activation is.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Forward,
+    Back,
+}
+
 async fn activate(
     changeover: &Changeover,
     args: &ActivateArgs,
+    way: Way,
     progress: &Progress,
 ) -> Result<Report, Failure> {
     /// How long after the pause's limit we wait for an outcome that is certain already.
@@ -122,7 +139,12 @@ async fn activate(
         }
         progress.activating(&at);
     };
-    let mut activating = pin!(changeover.activate(&options, &on_progress));
+    let mut activating = Box::pin(async {
+        match way {
+            Way::Forward => changeover.activate(&options, &on_progress).await.map_err(Failure::from),
+            Way::Back => changeover.rollback(&options, &on_progress).await.map_err(Failure::from),
+        }
+    });
     let signal = tokio::select! {
         done = &mut activating => return Ok(activated(&done?)),
         signal = interrupts.next() => signal,
@@ -170,6 +192,23 @@ async fn abort(changeover: &Changeover, args: &AbortArgs) -> Result<Report, Fail
         }
     };
     Ok(Report::done(text, json!({ "aborted": aborted })))
+}
+
+async fn prune(changeover: &Changeover, args: &PruneArgs) -> Result<Report, Failure> {
+    if args.yes {
+        let pruned = changeover.prune(&args.options()).await?;
+        return Ok(Report::done(tables::pruned(&pruned), documents::pruned(&pruned)));
+    }
+    let plan = changeover.plan_prune(args.keep).await?;
+    let protected = plan.protected().next().is_some();
+    let due = plan.dropped().next().is_some();
+    // Whoever forgot to say yes must not believe that it is done.
+    let exit = if protected || (due && !args.dry_run) { Exit::Refused } else { Exit::Done };
+    let mut text = tables::prune_plan(&plan);
+    if due {
+        text.push_str("\nNothing was dropped: this shows what --yes would drop.\n");
+    }
+    Ok(Report { exit, text, json: documents::prune_plan(&plan) })
 }
 
 async fn retry(changeover: &Changeover, args: &RetryArgs) -> Result<Report, Failure> {

@@ -1,6 +1,7 @@
 //! The decision of this instance: made from the states, kept together with the generation that it was made at, and kept
 //! only until an admission fails or the connection that it was made on is lost.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,9 @@ use crate::projector::Registered;
 use crate::projector::configuration::Configuration;
 use crate::registration;
 use crate::store::{Store, StoreError, rows};
-use crate::words::decision::{Refused, Verdict, VersionState, decide};
+use crate::words::decision::{Refused, Verdict, VersionState, decide, followed};
+use crate::words::names::ProjectorName;
+use crate::words::plan::Target;
 use crate::words::position::Generation;
 use crate::words::readiness::Readiness;
 use crate::words::state::Delivery;
@@ -37,13 +40,18 @@ pub(crate) struct Decided {
     pub(crate) verdict: Verdict,
     /// The inline projectors that this instance feeds.
     pub(crate) inline: Vec<Arc<Registered>>,
+    /// The projectors whose retired tables this instance keeps current, whatever the verdict.
+    followed: BTreeSet<ProjectorName>,
     /// Taken before the states were read: the decision is at least as new as this.
     as_of: Instant,
 }
 
 impl Decided {
-    pub(crate) fn feeds(&self, registered: &Registered) -> bool {
-        matches!(&self.verdict, Verdict::Admitted { fed, .. } if fed.contains(&registered.target.projector))
+    /// Whether this instance publishes to a projector: it feeds it in the background, or follows with it after it retired.
+    pub(crate) fn publishes(&self, registered: &Registered) -> bool {
+        let Target { projector, delivery, .. } = &registered.target;
+        let fed = matches!(&self.verdict, Verdict::Admitted { fed, .. } if fed.contains(projector));
+        (fed && *delivery == Delivery::Background) || self.followed.contains(projector)
     }
 
     fn is_activating(&self) -> bool {
@@ -248,7 +256,8 @@ impl Decider {
             }
             _ => Vec::new(),
         };
-        Ok(Decided { generation, verdict, inline, as_of })
+        let followed = followed(&ours, &read.states);
+        Ok(Decided { generation, verdict, inline, followed, as_of })
     }
 
     fn keep(&self, decided: &Arc<Decided>) {

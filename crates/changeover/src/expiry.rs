@@ -11,6 +11,9 @@ use tracing::warn;
 use crate::store::{Store, StoreError};
 use crate::wake::Hint;
 
+/// After which silence whoever prepares an activation counts as gone.
+pub(crate) const SILENT_AFTER_SECS: f64 = 20.0;
+
 /// Ends an activation, or all that are open, without a switch. Returns the ones that it ended.
 pub(crate) async fn give_back(
     store: &Store,
@@ -20,7 +23,8 @@ pub(crate) async fn give_back(
     reason: &str,
     only_expired: bool,
 ) -> Result<Vec<i64>, StoreError> {
-    let params: [&(dyn ToSql + Sync); 4] = [&activation, &outcome, &reason, &only_expired];
+    let params: [&(dyn ToSql + Sync); 5] =
+        [&activation, &outcome, &reason, &only_expired, &SILENT_AFTER_SECS];
     // Sent together: whatever becomes of us, the server takes them all.
     let begin = client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED");
     let given = store.query(client, &store.sql.give_back, &params);
@@ -40,12 +44,10 @@ pub(crate) async fn give_back(
     Ok(ended)
 }
 
-/// Gives back a pause whose deadline has passed. Anyone may.
+/// Gives back a pause whose deadline has passed, and ends an activation whose preparation nobody is at any more. Anyone may.
 pub(crate) async fn expire(store: &Store, client: &Client) -> Result<bool, StoreError> {
-    let open = store.query_opt(client, &store.sql.open_activation, &[]).await?;
-    let overdue =
-        open.is_some_and(|row| row.get::<_, Option<f64>>("left_secs").is_some_and(|left| left < 0.0));
-    if !overdue {
+    let row = store.query_one(client, &store.sql.overdue, &[&SILENT_AFTER_SECS]).await?;
+    if !row.get::<_, bool>("overdue") {
         return Ok(false);
     }
     let reason = "its deadline passed";
@@ -54,7 +56,7 @@ pub(crate) async fn expire(store: &Store, client: &Client) -> Result<bool, Store
 
 /// Who performs the activation that is in its pause right now, if there is one.
 pub(crate) async fn paused_by(store: &Store, client: &Client) -> Result<Option<String>, StoreError> {
-    let open = store.query_opt(client, &store.sql.open_activation, &[]).await?;
+    let open = store.query_opt(client, &store.sql.open_activation, &[&SILENT_AFTER_SECS]).await?;
     let paused = open.filter(|row| row.get::<_, Option<SystemTime>>("activating_at").is_some());
     Ok(paused.map(|row| {
         format!("activation {} by {}", row.get::<_, i64>("id"), row.get::<_, &str>("requested_by"))

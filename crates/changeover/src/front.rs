@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::activation::rollback::{self, RollbackError};
 use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress};
 use crate::codec;
 use crate::core::Core;
@@ -19,6 +20,7 @@ use crate::instances;
 use crate::log::append::{Appended, Appending, NewEvents};
 use crate::log::error::AppendError;
 use crate::log::read::{self, ReadError, Reader};
+use crate::prune::{self, PruneError, PruneOptions, Pruned};
 use crate::publisher;
 use crate::replayer::{self, CaughtUp, ReplayError, ReplayOptions, ReplayProgress};
 use crate::status::{Status, status};
@@ -28,6 +30,7 @@ use crate::words::event::{Expected, Recorded};
 use crate::words::names::{ProjectorName, StreamName};
 use crate::words::plan::Plan;
 use crate::words::position::{Position, Revision};
+use crate::words::prune::PrunePlan;
 use crate::words::readiness::Readiness;
 
 /// An instance: appends, reads, publishes, replays and activates. Cheap to clone.
@@ -343,6 +346,44 @@ impl Changeover {
         activation::activate(&self.core, options, on_progress).await
     }
 
+    /// Goes back: makes the configuration that was active before the active one again, if it is the one of this build. So it
+    /// is run from the build of the old release, which holds the old projectors' code.
+    ///
+    /// Feeds the retired versions what happened since they retired, then switches, by the same steps and with the same pause
+    /// as [`activate`](Self::activate); nothing that was written in between is lost. Goes on where an earlier call was
+    /// killed. Does nothing where it was gone back already.
+    ///
+    /// # Errors
+    ///
+    /// This build's configuration is not the one that was active before; tables that it needs were pruned; the activation
+    /// did not happen.
+    ///
+    /// ```no_run
+    /// # async fn example(old_release: changeover::Changeover) -> Result<(), changeover::RollbackError> {
+    /// use changeover::ActivateOptions;
+    ///
+    /// let options = ActivateOptions { requested_by: "ada".to_owned(), ..ActivateOptions::default() };
+    /// let back = old_release.rollback(&options, &|_| {}).await?;
+    /// println!("writers were paused for {} ms", back.pause_ms);
+    /// # Ok(()) }
+    /// ```
+    pub async fn rollback(
+        &self,
+        options: &ActivateOptions,
+        on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
+    ) -> Result<Activated, RollbackError> {
+        rollback::rollback(&self.core, options, on_progress).await
+    }
+
+    /// What going back would do, and what stands in its way.
+    ///
+    /// # Errors
+    ///
+    /// As [`rollback`](Self::rollback), but for the obstacles, which are in the plan.
+    pub async fn plan_rollback(&self) -> Result<Plan, RollbackError> {
+        rollback::plan_back(&self.core).await
+    }
+
     /// Ends every activation that has not switched yet; the active configuration stays. Returns their numbers.
     pub async fn abort(&self, requested_by: &str) -> Result<Vec<i64>, StoreError> {
         let client = self.core.store.single().await?;
@@ -368,6 +409,37 @@ impl Changeover {
         options: &ActivateOptions,
     ) -> Result<Activated, ActivateError> {
         activation::deactivate(&self.core, projector, options).await
+    }
+
+    /// What [`prune`](Self::prune) would drop, and what protects the rest.
+    pub async fn plan_prune(&self, keep: usize) -> Result<PrunePlan, StoreError> {
+        prune::plan(&self.core.store, keep).await
+    }
+
+    /// Drops the tables of retired versions, with their states and checkpoints, but for those of the newest
+    /// [`keep`](PruneOptions::keep) major versions of each projector. Needs no projector code.
+    ///
+    /// Tables that a version uses which is active, being replayed or being activated are never dropped, and neither are those
+    /// that a live instance follows. Nothing goes along: where a view, a foreign key or anything else of somebody else's
+    /// depends on tables, or stands in their schema, that schema is left as it is, whole. Takes exclusive locks on
+    /// the tables that it drops, for as long as that takes, and never queues for them.
+    ///
+    /// # Errors
+    ///
+    /// Something that was due could not be dropped; what could be, was.
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::PruneError> {
+    /// use changeover::PruneOptions;
+    ///
+    /// println!("{:?}", changeover.plan_prune(1).await?);
+    /// let options = PruneOptions { requested_by: "ada".to_owned(), keep: 1, ..PruneOptions::default() };
+    /// let pruned = changeover.prune(&options).await?;
+    /// println!("{} schemas were dropped", pruned.dropped.len());
+    /// # Ok(()) }
+    /// ```
+    pub async fn prune(&self, options: &PruneOptions) -> Result<Pruned, PruneError> {
+        prune::prune(&self.core.store, options).await
     }
 
     /// Lets a stalled projector try again. Returns whether it was stalled.

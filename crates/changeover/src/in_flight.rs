@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use tokio_postgres::Row;
 
 use crate::store::{On, Store, StoreError};
 
@@ -14,6 +15,8 @@ pub enum Holds {
     Lease,
     /// A batch that is being published or replayed.
     Presence,
+    /// Locks on tables that are to be dropped, or on what goes with them.
+    Tables,
 }
 
 /// A transaction in flight.
@@ -46,6 +49,7 @@ impl fmt::Display for Blocker {
         let holds = match self.holds {
             Holds::Lease => "an append",
             Holds::Presence => "a batch being published",
+            Holds::Tables => "locks on the tables",
         };
         write!(f, " holds {holds}")?;
         if let Some(age) = self.age_secs {
@@ -58,15 +62,30 @@ impl fmt::Display for Blocker {
 /// Everybody in flight, the oldest first.
 pub(crate) async fn look(store: &Store, on: impl Into<On<'_>>) -> Result<Vec<Blocker>, StoreError> {
     let rows = store.query(on, &store.sql.in_flight, &[]).await?;
-    Ok(rows
-        .iter()
-        .map(|row| Blocker {
-            pid: row.get("pid"),
-            application_name: row.get("application_name"),
-            holds: if row.get::<_, &str>("holds") == "lease" { Holds::Lease } else { Holds::Presence },
-            age_secs: row.get("age_secs"),
-            doing: row.get("doing"),
-            transaction: row.get("transaction"),
-        })
-        .collect())
+    let holds = |row: &Row| {
+        if row.get::<_, &str>("holds") == "lease" { Holds::Lease } else { Holds::Presence }
+    };
+    Ok(rows.iter().map(|row| blocker(row, holds(row))).collect())
+}
+
+/// Everybody who holds a lock on something in a schema, or makes a session wait right now.
+pub(crate) async fn in_the_way(
+    store: &Store,
+    on: impl Into<On<'_>>,
+    schema: &str,
+    pid: i32,
+) -> Result<Vec<Blocker>, StoreError> {
+    let rows = store.query(on, &store.sql.in_the_way, &[&schema, &pid]).await?;
+    Ok(rows.iter().map(|row| blocker(row, Holds::Tables)).collect())
+}
+
+fn blocker(row: &Row, holds: Holds) -> Blocker {
+    Blocker {
+        pid: row.get("pid"),
+        application_name: row.get("application_name"),
+        holds,
+        age_secs: row.get("age_secs"),
+        doing: row.get("doing"),
+        transaction: row.get("transaction"),
+    }
 }

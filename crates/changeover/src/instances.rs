@@ -13,13 +13,14 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::core::Core;
+use crate::expiry::expire;
 use crate::projector::chain;
 use crate::store::{On, Store, StoreError};
 use crate::words::decision::Versions;
 
 /// How often an instance says that it is there, and after which silence it counts as gone.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-const GONE_AFTER_SECS: f64 = 10.0;
+pub(crate) const GONE_AFTER_SECS: f64 = 10.0;
 /// After which silence its row is removed.
 const FORGOTTEN_AFTER_SECS: f64 = 3_600.0;
 
@@ -117,6 +118,9 @@ async fn beat(core: &Core, readiness: &str) -> Result<(), StoreError> {
             ],
         )
         .await?;
+    // An activation whose performer is gone would otherwise be open until the next one.
+    expire(&core.store, &client).await?;
+    drop(client);
     forget(core, None).await
 }
 

@@ -24,6 +24,7 @@ mod in_flight;
 mod instances;
 mod log;
 mod projector;
+mod prune;
 mod publisher;
 mod registration;
 mod replayer;
@@ -39,6 +40,7 @@ pub use deadpool_postgres::{Pool, Transaction};
 pub use postgres_types::{ToSql, Type};
 pub use {deadpool_postgres, semver, tokio_postgres};
 
+pub use crate::activation::rollback::{GoneVersion, RollbackError};
 pub use crate::activation::{ActivateError, ActivateOptions, Activated, ActivationProgress};
 pub use crate::builder::{Builder, ConnectError};
 pub use crate::codec::EncodeError;
@@ -54,6 +56,7 @@ pub use crate::projector::fold::{Fold, FoldProjector, FoldTables};
 pub use crate::projector::row::{Column, ColumnDefinition, Key, Row};
 pub use crate::projector::sql::{Batch, SqlProjector};
 pub use crate::projector::{BoxError, ProjectError};
+pub use crate::prune::{NotPruned, PruneError, PruneOptions, Pruned, WhyNotPruned};
 pub use crate::registration::RegisterError;
 pub use crate::replayer::{CaughtUp, Pace, ReplayError, ReplayOptions, ReplayProgress, Throttle};
 pub use crate::status::{OpenActivation, ProjectorStatus, Stall, Status, TablesStatus};
@@ -66,9 +69,11 @@ pub use crate::words::fingerprint::Fingerprint;
 pub use crate::words::names::{InvalidName, ProjectorName, SchemaName, StreamName};
 pub use crate::words::plan::{Known, KnownTables, Obstacle, Plan, Step, Target, plan};
 pub use crate::words::position::{Generation, Position, Revision};
+pub use crate::words::prune::{Fate, Foreign, LostConfiguration, PrunePlan, RetiredTables};
 pub use crate::words::readiness::{Readiness, ReadyState};
 pub use crate::words::state::{Delivery, IllegalMove, Move, ProjectorState};
 pub use crate::words::version::{Difference, difference};
+pub use crate::words::way_back::{Differing, NoWayBack};
 
 /// The example in the README compiles.
 #[cfg(doctest)]

@@ -7,8 +7,8 @@ use tracing::info;
 use crate::projector::configuration::Configuration;
 use crate::projector::{Registered, chain};
 use crate::store::{Store, StoreError, rows};
-use crate::words::decision::Refused;
-use crate::words::plan::{Known, KnownTables, Obstacle, obstacle};
+use crate::words::decision::{Refused, Versions};
+use crate::words::plan::{Known, KnownTables, Obstacle, Target, obstacle};
 use crate::words::state::{Delivery, ProjectorState};
 
 /// Why a version cannot be registered.
@@ -57,6 +57,20 @@ impl From<tokio_postgres::Error> for RegisterError {
 pub(crate) struct Registry {
     pub(crate) known: Vec<Known>,
     pub(crate) tables: Vec<KnownTables>,
+}
+
+impl Registry {
+    /// The configuration that is active.
+    pub(crate) fn active(&self) -> Versions {
+        let active = self.known.iter().filter(|row| row.state == ProjectorState::Active);
+        active.map(|row| (row.projector.clone(), row.version.clone())).collect()
+    }
+
+    /// The tables of a version's major version.
+    pub(crate) fn tables_of(&self, target: &Target) -> Option<&KnownTables> {
+        let own = |row: &&KnownTables| row.projector == target.projector && row.major == target.version.major;
+        self.tables.iter().find(own)
+    }
 }
 
 /// Reads what the database knows.
@@ -131,6 +145,11 @@ pub(crate) async fn assume(
         if !registry.known.is_empty() {
             return Ok(Changed::No);
         }
+        // Everything may have been pruned: then this is no beginning, and an instance of some old release must not make one.
+        if store.query_one(client, &store.sql.ever_activated, &[]).await?.get("ever") {
+            refused = Some(Refused::NoConfigurationIsActive);
+            return Ok(Changed::Undo);
+        }
         let empty: bool = store.query_one(client, &store.sql.log_is_empty, &[]).await?.get("empty");
         for registered in configuration.projectors.values() {
             let inline = registered.target.delivery == Delivery::Inline;
@@ -162,7 +181,7 @@ pub(crate) async fn assume(
 
 /// What became of the states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Changed {
+pub(crate) enum Changed {
     Yes,
     No,
     /// Nothing may be kept of what was written.
@@ -171,7 +190,7 @@ enum Changed {
 
 /// Does some work in a transaction, one process at a time. Where it changed the states, the commit and the new generation
 /// are sent together: nothing on our side can stop in between.
-async fn changing<E: From<StoreError>>(
+pub(crate) async fn changing<E: From<StoreError>>(
     store: &Store,
     client: &Client,
     work: impl AsyncFnOnce(&Client) -> Result<Changed, E>,
@@ -192,6 +211,27 @@ async fn changing<E: From<StoreError>>(
         Ok(Changed::No | Changed::Undo) | Err(_) => end("ROLLBACK").await?,
     }
     worked
+}
+
+/// Something that stands in a schema by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Object {
+    /// As it is dropped: `TABLE`.
+    pub(crate) kind: String,
+    /// Its name, quoted where it has to be: `orders_v1.orders`.
+    pub(crate) identity: String,
+}
+
+impl std::fmt::Display for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind.to_lowercase(), self.identity)
+    }
+}
+
+/// What stands in a schema by itself.
+pub(crate) async fn objects(store: &Store, client: &Client, schema: &str) -> Result<Vec<Object>, StoreError> {
+    let rows = store.query(client, &store.sql.objects, &[&schema]).await?;
+    Ok(rows.iter().map(|row| Object { kind: row.get("kind"), identity: row.get("identity") }).collect())
 }
 
 async fn insert(
@@ -231,8 +271,7 @@ async fn create_tables(
 ) -> Result<(), RegisterError> {
     let target = &registered.target;
     let (projector, version) = (target.projector.clone(), target.version.clone());
-    let ours = |row: &KnownTables| row.projector == projector && row.major == version.major;
-    if registry.tables.iter().any(ours) {
+    if registry.tables_of(target).is_some() {
         return Ok(());
     }
     let schema = registered.schema.clone();
@@ -248,12 +287,21 @@ async fn create_tables(
         version,
         source: source.into(),
     })?;
+    let made = objects(store, client, &registered.schema).await?;
+    let made: Vec<String> = made.iter().map(ToString::to_string).collect();
     let tables_fingerprint = target.tables_fingerprint.as_str();
     store
         .query_one(
             client,
             &store.sql.create_checkpoint,
-            &[&target.projector.as_str(), &registered.major(), &inline, &tables_fingerprint, &with_indexes],
+            &[
+                &target.projector.as_str(),
+                &registered.major(),
+                &inline,
+                &tables_fingerprint,
+                &with_indexes,
+                &made,
+            ],
         )
         .await?;
     Ok(())

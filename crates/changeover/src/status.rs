@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 use tokio_postgres::{Client, Row};
 
+use crate::expiry::SILENT_AFTER_SECS;
 use crate::horizon;
 use crate::in_flight::{self, Blocker};
 use crate::instances::{self, Instance};
@@ -26,7 +27,7 @@ pub struct Status {
     pub newest: Position,
     /// Every projector version.
     pub projectors: Vec<ProjectorStatus>,
-    /// The activation that has not ended, if there is one.
+    /// The activation that is under way, if there is one.
     pub activation: Option<OpenActivation>,
     /// Transactions in flight that append or publish, the oldest first.
     pub in_flight: Vec<Blocker>,
@@ -45,6 +46,8 @@ pub struct ProjectorStatus {
     pub state: ProjectorState,
     /// Whether an activation is switching it right now.
     pub in_activation: bool,
+    /// Whether instances that register it keep its tables current though it has retired; how well they do is its lag.
+    pub followed: bool,
     /// How it is fed.
     pub delivery: Delivery,
     /// Who changed its state last.
@@ -106,7 +109,7 @@ pub(crate) async fn status(store: &Store, client: &Client) -> Result<Status, Sto
     let look = horizon::look(store, client).await?;
     let states = store.query(client, &store.sql.states, &[]).await?;
     let checkpoints = store.query(client, &store.sql.checkpoints, &[]).await?;
-    let open = store.query_opt(client, &store.sql.open_activation, &[]).await?;
+    let open = store.query_opt(client, &store.sql.open_activation, &[&SILENT_AFTER_SECS]).await?;
     Ok(Status {
         schema: store.schema.to_string(),
         generation,
@@ -139,6 +142,7 @@ fn projector(row: &Row, checkpoints: &[Row], horizon: Position) -> Result<Projec
         tables: own.map(|row| tables(row, projector.tables_schema(version.major), horizon)),
         state: rows::word(row, "state")?,
         in_activation: row.get("in_activation"),
+        followed: row.get("follow"),
         delivery: rows::word(row, "delivery")?,
         changed_by: row.get("changed_by"),
         changed_at: row.get("changed_at"),

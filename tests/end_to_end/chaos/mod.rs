@@ -1,5 +1,5 @@
 //! The real thing against a checker: many processes append and publish while configurations are activated, aborted and taken
-//! back; processes are killed, and frozen for longer than an activation. Afterwards the log, the journals of the writers and
+//! back, retired versions are followed and pruned; processes are killed, and frozen for longer than an activation. Afterwards the log, the journals of the writers and
 //! every row must agree.
 //!
 //! `CHANGEOVER_CHAOS_SEED` repeats the choices of a run (not the timing, which is the machine's), `CHANGEOVER_CHAOS_SECONDS`

@@ -82,9 +82,29 @@ impl<'d> Stage<'d> {
     }
 
     fn operator(&self, release: u64, name: &str, linger_paused_ms: u64, linger_drained_ms: u64) -> Process {
+        self.operate(release, name, false, linger_paused_ms, linger_drained_ms)
+    }
+
+    fn operate(
+        &self,
+        release: u64,
+        name: &str,
+        back: bool,
+        linger_paused_ms: u64,
+        linger_drained_ms: u64,
+    ) -> Process {
         let name = name.to_owned();
+        let keep_following = self.seeds.lock().unwrap_or_else(PoisonError::into_inner).percent(40);
         let pause_limit_ms = PAUSE_LIMIT_MS;
-        self.play(release, Role::Operator { name, pause_limit_ms, linger_paused_ms, linger_drained_ms })
+        let role = Role::Operator {
+            name,
+            back,
+            keep_following,
+            pause_limit_ms,
+            linger_paused_ms,
+            linger_drained_ms,
+        };
+        self.play(release, role)
     }
 
     /// Upgrades, and sometimes goes back, in all the ways in which it may go well or wrong.
@@ -117,8 +137,14 @@ impl<'d> Stage<'d> {
             let next = active % RELEASES + 1;
             self.staff(active, next);
             let name = "undisturbed".to_owned();
-            let role =
-                Role::Operator { name, pause_limit_ms: 2_000, linger_paused_ms: 0, linger_drained_ms: 0 };
+            let role = Role::Operator {
+                name,
+                back: false,
+                keep_following: false,
+                pause_limit_ms: 2_000,
+                linger_paused_ms: 0,
+                linger_drained_ms: 0,
+            };
             self.see_through(&[self.play(next, role)]).await;
         }
     }
@@ -144,7 +170,7 @@ impl<'d> Stage<'d> {
 
     async fn activate(&self, next: u64, chance: &mut Chance) {
         let limit = PAUSE_LIMIT_MS;
-        match chance.below(10) {
+        match chance.below(14) {
             // Nothing in its way but the others.
             0..4 => self.see_through(&[self.operator(next, "alone", 0, 0)]).await,
             // Two at once, for the same release or for different ones.
@@ -177,12 +203,49 @@ impl<'d> Stage<'d> {
                     self.see_through(&[operator]).await;
                 }
             }
+            // Back to what was active before, seen through or killed in its pause.
+            9..12 => {
+                let before = self.before().await.unwrap_or(next);
+                self.staff(self.active().await, before);
+                if chance.percent(70) {
+                    let lingering = chance.below(50);
+                    self.see_through(&[self.operate(before, "back", true, lingering, lingering)]).await;
+                } else {
+                    let operator = self.operate(before, "back and killed", true, limit, limit);
+                    let point = if chance.percent(50) { "paused" } else { "drained" };
+                    if self.reaches(&operator, point).await {
+                        operator.kill_9().expect("it is killed");
+                    }
+                }
+            }
+            // Beside somebody who drops what retired, and perhaps dies in the middle of it.
+            12 => {
+                let keep = usize::try_from(chance.below(3)).expect("a small number");
+                let pruner = self.play(next, Role::Pruner { keep });
+                let operator = self.operator(next, "beside a pruner", 0, 0);
+                if chance.percent(30) {
+                    sleep(Duration::from_millis(chance.below(200))).await;
+                    pruner.kill_9().expect("it is killed");
+                    self.see_through(&[operator]).await;
+                } else {
+                    self.see_through(&[operator, pruner]).await;
+                }
+            }
             // Starved until about the deadline.
             _ => {
                 let (paused, drained) = (chance.below(limit), chance.below(limit));
                 self.see_through(&[self.operator(next, "starved", paused, drained)]).await;
             }
         }
+    }
+
+    /// The release that was active before the one that is, if the newest activation tells.
+    async fn before(&self) -> Option<u64> {
+        let orders =
+            "SELECT split_part(from_configuration ->> 'orders', '.', 1)::bigint FROM changeover.activations
+                      WHERE outcome = 'activated' ORDER BY ended_at DESC LIMIT 1";
+        let row = self.database.client().await.query_opt(orders, &[]).await.expect("the activations")?;
+        row.get::<_, Option<i64>>(0).and_then(|release| u64::try_from(release).ok())
     }
 
     async fn see_through(&self, operators: &[Process]) {

@@ -54,7 +54,17 @@ pub(crate) enum Role {
     /// An instance of the application: it publishes, and writes with so many tasks.
     Instance { writers: u64, log: String },
     /// Activates the configuration of its release, lingering at two points of the pause.
-    Operator { name: String, pause_limit_ms: u64, linger_paused_ms: u64, linger_drained_ms: u64 },
+    Operator {
+        name: String,
+        /// Whether it takes back what was active before, and nothing else.
+        back: bool,
+        keep_following: bool,
+        pause_limit_ms: u64,
+        linger_paused_ms: u64,
+        linger_drained_ms: u64,
+    },
+    /// Drops the tables of retired versions, but for so many of each projector.
+    Pruner { keep: usize },
     /// Aborts every activation, so many times.
     Aborter { times: u32 },
 }

@@ -36,9 +36,14 @@ pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) {
         .expect("the activations");
     let outcomes: Vec<String> =
         outcomes.iter().map(|row| format!("{} {}", row.get::<_, i64>(1), row.get::<_, &str>(0))).collect();
+    let back = "SELECT (SELECT count(*) FROM changeover.activations WHERE rollback AND outcome = 'activated'),
+                       (SELECT count(*) FROM changeover.activations WHERE keep_following AND outcome = 'activated'),
+                       (SELECT count(*) FROM changeover.pruned_versions)";
+    let back = client.query_one(back, &[]).await.expect("the history");
+    let (back, followed, pruned): (i64, i64, i64) = (back.get(0), back.get(1), back.get(2));
     println!(
-        "seed {seed}: {} events, {} appends of which {acknowledged} acknowledged and {unknown} unknown; activations: {}; \
-         {tables} tables; {} wrong",
+        "seed {seed}: {} events, {} appends of which {acknowledged} acknowledged and {unknown} unknown; activations: {}, \
+         of which {back} back and {followed} followed; {pruned} versions pruned; {tables} tables; {} wrong",
         events.len(),
         history.writes.len(),
         outcomes.join(", "),
@@ -269,24 +274,26 @@ async fn tables_wrong(client: &Client, events: &[Event], wrongs: &mut Vec<Wrong>
 async fn checkpoints_wrong(client: &Client) -> Vec<String> {
     let activations = client
         .query(
-            "SELECT horizon, from_configuration::text, to_configuration::text FROM changeover.activations
+            "SELECT horizon, from_configuration::text, to_configuration::text, keep_following FROM changeover.activations
              WHERE outcome = 'activated' ORDER BY ended_at",
             &[],
         )
         .await
         .expect("the activations");
-    // The horizon at which each version of an inline projector was last switched in or out.
-    let mut switched: HashMap<(String, i64), i64> = HashMap::new();
+    // The horizon at which each version of an inline projector was last switched in or out, and whether it was followed on
+    // from there.
+    let mut switched: HashMap<(String, i64), (i64, bool)> = HashMap::new();
     for row in &activations {
         let versions = |column| -> BTreeMap<String, String> {
             serde_json::from_str(row.get(column)).expect("a configuration")
         };
         let (from, to) = (versions(1), versions(2));
-        let changed = from.iter().filter(|(name, version)| to.get(*name) != Some(version));
-        let changed = changed.chain(to.iter().filter(|(name, version)| from.get(*name) != Some(version)));
-        for (projector, version) in changed {
+        let out = from.iter().filter(|(name, version)| to.get(*name) != Some(version));
+        let into = to.iter().filter(|(name, version)| from.get(*name) != Some(version));
+        let (out, into) = (out.map(|out| (out, row.get(3))), into.map(|into| (into, false)));
+        for ((projector, version), followed) in out.chain(into) {
             let major = version.split('.').next().and_then(|major| major.parse().ok()).expect("a version");
-            switched.insert((projector.clone(), major), row.get(0));
+            switched.insert((projector.clone(), major), (row.get(0), followed));
         }
     }
     let rows = client
@@ -311,8 +318,9 @@ async fn checkpoints_wrong(client: &Client) -> Vec<String> {
         }
         match (delivery, state) {
             ("inline", "active" | "retired") => {
-                let horizon = switched.get(&(projector.to_owned(), major)).copied().unwrap_or(0);
-                if position != horizon {
+                let (horizon, followed) =
+                    switched.get(&(projector.to_owned(), major)).copied().unwrap_or_default();
+                if position < horizon || (position > horizon && !followed) {
                     wrong(format!("its checkpoint is {position}, its activation's horizon {horizon}"));
                 }
                 if inline != (state == "active") {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use changeover::{Activated, CaughtUp, Plan, Status};
+use changeover::{Activated, CaughtUp, Plan, PrunePlan, Pruned, Status};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -37,6 +37,14 @@ pub(crate) fn activated(activated: &Activated) -> Value {
     let mut json = value(activated);
     json["plan"] = plan(&activated.plan);
     json
+}
+
+pub(crate) fn prune_plan(plan: &PrunePlan) -> Value {
+    value(plan)
+}
+
+pub(crate) fn pruned(pruned: &Pruned) -> Value {
+    value(pruned)
 }
 
 pub(crate) fn replayed(replayed: &[CaughtUp]) -> Value {

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use changeover::{
-    Activated, Blocker, CaughtUp, Holds, Instance, OpenActivation, Plan, ProjectorStatus, Stall, Status, Step,
+    Activated, Blocker, CaughtUp, Fate, Holds, Instance, LostConfiguration, OpenActivation, Plan,
+    ProjectorStatus, PrunePlan, Pruned, RetiredTables, Stall, Status, Step,
 };
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
@@ -62,7 +63,11 @@ fn projectors(projectors: &[ProjectorStatus]) -> String {
             vec![
                 projector.projector.to_string(),
                 projector.version.to_string(),
-                if projector.in_activation { format!("{state}, switching") } else { state },
+                match projector {
+                    projector if projector.in_activation => format!("{state}, switching"),
+                    projector if projector.followed => format!("{state}, followed"),
+                    _ => state,
+                },
                 projector.delivery.to_string(),
                 tables.map_or_else(String::new, |tables| thousands(tables.position.get())),
                 tables.map_or_else(String::new, |tables| {
@@ -159,6 +164,7 @@ fn holds(holds: Holds) -> &'static str {
     match holds {
         Holds::Lease => "lease (append)",
         Holds::Presence => "presence (publish)",
+        Holds::Tables => "locks on tables",
     }
 }
 
@@ -275,6 +281,87 @@ pub(crate) fn replayed(replayed: &[CaughtUp]) -> String {
         ]
     });
     table(&columns, &["position", "lag", "events", "time", "events/s"], rows)
+}
+
+/// What pruning would drop.
+pub(crate) fn prune_plan(plan: &PrunePlan) -> String {
+    if plan.tables.is_empty() {
+        return "No version has tables of its own and has retired: there is nothing to prune.\n".to_owned();
+    }
+    let mut text = retired(plan.tables.iter());
+    text.push_str(&lost(&plan.lost));
+    text
+}
+
+/// What was pruned.
+pub(crate) fn pruned(pruned: &Pruned) -> String {
+    if pruned.dropped.is_empty() {
+        return "There was nothing to prune.\n".to_owned();
+    }
+    let mut text = String::new();
+    for tables in &pruned.dropped {
+        let versions: Vec<String> = tables.versions.iter().map(ToString::to_string).collect();
+        let (name, schema, size) = (&tables.projector, &tables.schema, bytes(tables.bytes));
+        let _ = writeln!(text, "Dropped {schema}: the tables of {name} {}, {size}.", versions.join(", "));
+    }
+    text.push_str(&lost(&pruned.lost));
+    text
+}
+
+fn retired<'a>(tables: impl Iterator<Item = &'a RetiredTables>) -> String {
+    let columns = ["projector", "versions", "schema", "retired", "size", "instances", "what happens"];
+    let rows = tables.map(|tables| {
+        let versions: Vec<String> = tables.versions.iter().map(ToString::to_string).collect();
+        vec![
+            tables.projector.to_string(),
+            versions.join(", "),
+            tables.schema.clone(),
+            format!("{} ago", seconds(tables.retired_secs)),
+            bytes(tables.bytes),
+            tables.instances.to_string(),
+            match &tables.fate {
+                Fate::Drop => "to be dropped".to_owned(),
+                Fate::Newest => "kept, as one of the newest".to_owned(),
+                Fate::Followed { instances } => {
+                    format!(
+                        "protected: followed by {}",
+                        several((*instances).try_into().unwrap_or(i64::MAX), "instance")
+                    )
+                }
+                Fate::InTheWay(foreign) => {
+                    let foreign: Vec<String> = foreign.iter().map(|one| plain(&one.to_string())).collect();
+                    format!("protected: {}", foreign.join(", "))
+                }
+                other => format!("{other:?}"),
+            },
+        ]
+    });
+    table(&columns, &["size", "instances"], rows)
+}
+
+/// The configurations that were active once, and that a replay from the beginning alone could bring back.
+fn lost(lost: &[LostConfiguration]) -> String {
+    if lost.is_empty() {
+        return String::new();
+    }
+    let mut text = "\nOnly a replay from the beginning brings back:\n".to_owned();
+    for one in lost {
+        let versions: Vec<String> =
+            one.configuration.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        let _ = write!(text, "  {}, replaced {} ago", versions.join(", "), seconds(one.replaced_secs));
+        text.push_str(if one.before { ": the configuration before the active one\n" } else { "\n" });
+    }
+    text
+}
+
+/// A size as people say it.
+#[allow(clippy::cast_precision_loss)]
+fn bytes(bytes: i64) -> String {
+    match bytes {
+        bytes if bytes < 10 << 20 => format!("{} kB", thousands(bytes >> 10)),
+        bytes if bytes < 10 << 30 => format!("{} MB", thousands(bytes >> 20)),
+        bytes => format!("{} GB", thousands(bytes >> 30)),
+    }
 }
 
 /// A number with its thousands apart.

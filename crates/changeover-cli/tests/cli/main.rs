@@ -1,8 +1,10 @@
 //! The commands as they are typed: real processes, a real PostgreSQL, a fresh database each.
 
 mod activation;
+mod going_back;
 mod help;
 mod hints;
 mod operations;
 mod program;
+mod pruning;
 mod reading;

@@ -8,11 +8,12 @@
 mod ending;
 mod pause;
 mod prepare;
+pub(crate) mod rollback;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use postgres_types::Json;
+use postgres_types::{Json, ToSql};
 use serde::Serialize;
 use tokio_postgres::Client;
 use tracing::info;
@@ -25,7 +26,6 @@ use crate::projector::Registered;
 use crate::registration::{self, RegisterError, Registry};
 use crate::replayer::{Pace, ReplayError, ReplayProgress};
 use crate::store::StoreError;
-use crate::words::decision::Versions;
 use crate::words::names::ProjectorName;
 use crate::words::plan::{Obstacle, Plan, Step, plan};
 use crate::words::position::Position;
@@ -52,6 +52,9 @@ pub struct ActivateOptions {
     /// How long to wait, before the pause, until no append is older than half the
     /// [`pause_limit`](Self::pause_limit).
     pub drain_timeout: Duration,
+    /// Whether instances of the old release that still run keep the tables current that retire, so that going back to them
+    /// replays nothing. Until the next switch that is not of patch versions alone.
+    pub keep_following: bool,
     /// The deadline of the pause: past it the old version serves again, whatever became of the activation.
     pub pause_limit: Duration,
 }
@@ -66,6 +69,7 @@ impl Default for ActivateOptions {
             catch_up_lag_events: 200,
             pace: Pace::default(),
             drain_timeout: Duration::from_secs(30),
+            keep_following: false,
             pause_limit: Duration::from_secs(2),
         }
     }
@@ -245,6 +249,25 @@ pub(crate) async fn activate(
 ) -> Result<Activated, ActivateError> {
     let client = core.store.single().await?;
     let registry = before(core, &client).await?;
+    activate_from(core, client, options, Way::Forward, &registry, on_progress).await
+}
+
+/// Whether it goes to a configuration like any other, or back to the one before, for the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Forward,
+    Back,
+}
+
+/// Activates the configuration, from what the database was found to know.
+async fn activate_from(
+    core: &Core,
+    client: Client,
+    options: &ActivateOptions,
+    way: Way,
+    registry: &Registry,
+    on_progress: OnActivation<'_>,
+) -> Result<Activated, ActivateError> {
     let plan = plan(&core.configuration.targets(), &registry.known, &registry.tables);
     if !plan.obstacles.is_empty() {
         return Err(ActivateError::Obstacles(plan.obstacles));
@@ -253,7 +276,7 @@ pub(crate) async fn activate(
     if plan.is_done() {
         return Ok(Activated::of(None, plan, Pause::default()));
     }
-    perform(core, client, options, plan, &registry, on_progress).await
+    perform(core, client, options, plan, way, registry, on_progress).await
 }
 
 /// Retires one projector without another version in its place.
@@ -271,7 +294,7 @@ pub(crate) async fn deactivate(
         .ok_or_else(|| ActivateError::NotActive(projector.clone()))?;
     let step = Step::Retire { projector: projector.clone(), version: active.version.clone() };
     let plan = Plan { steps: vec![step], obstacles: Vec::new() };
-    perform(core, client, options, plan, &registry, &|_| {}).await
+    perform(core, client, options, plan, Way::Forward, &registry, &|_| {}).await
 }
 
 /// What the database knows, once nothing of an earlier activation is left.
@@ -288,13 +311,18 @@ async fn perform(
     client: Client,
     options: &ActivateOptions,
     plan: Plan,
+    way: Way,
     registry: &Registry,
     on_progress: OnActivation<'_>,
 ) -> Result<Activated, ActivateError> {
     let change = Change::of(&plan, core);
-    let activation = start(core, &client, options, &change, registry).await?;
+    let activation = start(core, &client, options, &change, way, registry).await?;
     on_progress(ActivationProgress::Started { activation: activation.id });
-    let paused = match prepare::prepare(core, &client, options, &plan, on_progress).await {
+    let prepared = tokio::select! {
+        prepared = prepare::prepare(core, &client, options, &plan, on_progress) => prepared,
+        ended = prepare::stay_seen(core, activation) => Err(ended),
+    };
+    let paused = match prepared {
         Ok(()) if plan.needs_no_pause() => pause::switch_patches(core, &client, activation, &change).await,
         Ok(()) => pause::pause(core, &client, options, activation, &change, on_progress).await,
         // Whoever activated or retired it meanwhile is worth more than how that showed.
@@ -342,22 +370,20 @@ async fn start(
     client: &Client,
     options: &ActivateOptions,
     change: &Change,
+    way: Way,
     registry: &Registry,
 ) -> Result<Started, StoreError> {
     let token = Uuid::new_v4();
-    let from: Versions = registry
-        .known
-        .iter()
-        .filter(|row| row.state == ProjectorState::Active)
-        .map(|row| (row.projector.clone(), row.version.clone()))
-        .collect();
+    let from = registry.active();
     let mut to = from.clone();
     for (projector, _) in &change.outgoing {
         to.remove(projector);
     }
     to.extend(change.incoming.iter().cloned());
     let sql = &core.store.sql.start_activation;
-    let row =
-        core.store.query_one(client, sql, &[&token, &options.requested_by, &Json(&from), &Json(&to)]).await?;
+    let (from, to, back) = (Json(&from), Json(&to), way == Way::Back);
+    let params: [&(dyn ToSql + Sync); 6] =
+        [&token, &options.requested_by, &from, &to, &back, &options.keep_following];
+    let row = core.store.query_one(client, sql, &params).await?;
     Ok(Started { id: row.get("id"), token })
 }

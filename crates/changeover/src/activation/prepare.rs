@@ -2,19 +2,49 @@
 
 use std::time::Instant;
 
+use postgres_types::ToSql;
 use tokio::time::sleep;
 use tokio_postgres::Client;
+use tracing::debug;
 
-use super::{ActivateError, ActivateOptions, ActivationProgress, OnActivation};
+use super::ending::overtaken;
+use super::{ActivateError, ActivateOptions, ActivationProgress, OnActivation, Started};
 use crate::core::Core;
 use crate::in_flight::{self, Blocker};
 use crate::instances;
+use crate::projector::chain;
 use crate::registration;
 use crate::replayer::{self, ReplayOptions, ReplayProgress};
+use crate::store::StoreError;
 use crate::words::plan::{Plan, Step};
 
 /// How often is looked whether what we wait for has happened.
 const POLL: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// How often whoever prepares an activation says that it is there.
+const SEEN: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Says, for as long as it is polled, that somebody prepares an activation. Returns why it was ended, if somebody did.
+pub(super) async fn stay_seen(core: &Core, activation: Started) -> ActivateError {
+    loop {
+        sleep(SEEN).await;
+        match seen(core, activation).await {
+            Ok(None) => {}
+            Ok(Some(ended)) => return ended,
+            // If it cannot be said, the preparation will hear of that as well.
+            Err(error) => debug!(error = %chain(&error), "an activation could not say that it is prepared"),
+        }
+    }
+}
+
+async fn seen(core: &Core, activation: Started) -> Result<Option<ActivateError>, StoreError> {
+    let client = core.background().await?;
+    let params: [&(dyn ToSql + Sync); 2] = [&activation.id, &activation.token];
+    if core.store.query_opt(&client, &core.store.sql.see_activation, &params).await?.is_some() {
+        return Ok(None);
+    }
+    Ok(Some(overtaken(core, &client, activation).await?))
+}
 
 /// Everything that can be done while everybody writes.
 pub(super) async fn prepare(

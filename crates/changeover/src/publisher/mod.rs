@@ -1,4 +1,5 @@
-//! The publisher: feeds the background projectors of an instance, one transaction for each batch.
+//! The publisher: feeds the background projectors of an instance, one transaction for each batch; and whatever has retired
+//! and is followed.
 //!
 //! Any number of instances compete for a checkpoint; who commits did the work, so there is no leader to elect. One task
 //! looks at the end of the log and wakes the projectors that handle what is new there; each projector has a task of its
@@ -35,14 +36,13 @@ const REFUSED_POLL: Duration = Duration::from_millis(500);
 
 /// Starts publishing. The tasks end when `stop` is cancelled.
 pub(crate) fn start(core: &Arc<Core>, tasks: &TaskTracker, stop: &CancellationToken) {
-    let background: Vec<Arc<Registered>> = core
-        .configuration
-        .projectors
-        .values()
-        .filter(|registered| registered.target.delivery == Delivery::Background)
-        .cloned()
-        .collect();
+    let all = core.configuration.projectors.values().cloned();
+    let (background, inline): (Vec<Arc<Registered>>, Vec<Arc<Registered>>) =
+        all.partition(|registered| registered.target.delivery == Delivery::Background);
     signals::start(core, tasks, stop);
+    for registered in inline {
+        tasks.spawn(follow(core.clone(), registered, stop.clone()));
+    }
     if background.is_empty() {
         return;
     }
@@ -51,6 +51,13 @@ pub(crate) fn start(core: &Arc<Core>, tasks: &TaskTracker, stop: &CancellationTo
     for (registered, due) in background.into_iter().zip(due) {
         tasks.spawn(feed(core.clone(), registered, due, stop.clone()));
     }
+}
+
+/// Feeds a projector that appends keep current while it is active, should it be followed once it has retired. Nothing tells
+/// it of appends: it looks.
+async fn follow(core: Arc<Core>, registered: Arc<Registered>, stop: CancellationToken) {
+    let (_never, due) = watch::channel(());
+    feed(core, registered, due, stop).await;
 }
 
 /// What became of one try to publish.
@@ -84,6 +91,7 @@ async fn feed(
                 core.published.wake();
                 continue;
             }
+            Ok(Published::Nothing) if registered.target.delivery == Delivery::Inline => Some(FOLLOWING),
             Ok(Published::Nothing) => core.signals.timer.map(|timer| timer.max(IDLE)),
             Ok(Published::Busy) => Some(BUSY),
             Ok(Published::Refused) => Some(REFUSED_POLL),
@@ -101,12 +109,15 @@ async fn feed(
 /// How often a projector without work moves its checkpoint to the horizon.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// How often retired tables that appends kept current before are looked after.
+const FOLLOWING: Duration = Duration::from_millis(100);
+
 /// How long to wait for another instance at the same checkpoint before looking again.
 const BUSY: Duration = Duration::from_millis(25);
 
 async fn publish_next(core: &Core, registered: &Registered, limits: Limits) -> Result<Published, StepError> {
     let decided = core.decider.decided().await?;
-    if !decided.feeds(registered) {
+    if !decided.publishes(registered) {
         return Ok(Published::Refused);
     }
     let mut client = core.background().await?;
@@ -122,7 +133,7 @@ async fn publish_next(core: &Core, registered: &Registered, limits: Limits) -> R
         Stepped::Inline | Stepped::Stalled(_) => Published::Refused,
         Stepped::Stale(seen) => {
             let decided = core.decider.after(seen).await?;
-            if decided.feeds(registered) { Published::Some } else { Published::Refused }
+            if decided.publishes(registered) { Published::Some } else { Published::Refused }
         }
     })
 }

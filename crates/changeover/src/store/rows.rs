@@ -26,6 +26,7 @@ pub(crate) fn version_state(row: &Row) -> Result<VersionState, StoreError> {
         version: word::<Version>(row, "version")?,
         state: word(row, "state")?,
         in_activation: row.get("in_activation"),
+        followed: row.get("follow"),
     })
 }
 

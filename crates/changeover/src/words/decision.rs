@@ -22,6 +22,8 @@ pub struct VersionState {
     pub state: ProjectorState,
     /// Whether an activation is switching this row right now, in or out.
     pub in_activation: bool,
+    /// Whether instances that register this version keep its tables current though it does not count any more.
+    pub followed: bool,
 }
 
 /// Why an instance must not append or publish.
@@ -249,6 +251,25 @@ fn admitted(ours: &Versions, states: &[VersionState]) -> Verdict {
     Verdict::Admitted { fed, not_fed }
 }
 
+/// The projectors whose tables an instance keeps current though they do not count any more, so that going back to them
+/// takes no replay. Tables that the active version shares are current anyway, and not this instance's to feed.
+pub(crate) fn followed(ours: &Versions, states: &[VersionState]) -> BTreeSet<ProjectorName> {
+    let follows = |row: &&VersionState| {
+        let version = ours.get(&row.projector);
+        row.followed
+            && matches!(row.state, ProjectorState::Retired | ProjectorState::Replaying)
+            && version.is_some_and(|version| may_share_rows(version, &row.version))
+    };
+    let live = |followed: &VersionState| {
+        states.iter().any(|row| {
+            row.projector == followed.projector
+                && row.version.major == followed.version.major
+                && matches!(row.state, ProjectorState::Active | ProjectorState::Activating)
+        })
+    };
+    states.iter().filter(follows).filter(|row| !live(row)).map(|row| row.projector.clone()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,7 +291,8 @@ mod tests {
                     projector: words[0].parse().unwrap(),
                     version: words[1].parse().unwrap(),
                     state: words[2].parse().unwrap(),
-                    in_activation: words.get(3) == Some(&"switching"),
+                    in_activation: words.contains(&"switching"),
+                    followed: words.contains(&"followed"),
                 }
             })
             .collect()
@@ -314,6 +336,32 @@ mod tests {
         check(one, &["a 1.2.3 active", "b 1.0.0 replaying"], "feeds a not ");
         check(one, &["a 1.2.3 active", "b 1.0.0 retired"], "feeds a not ");
         check(&[], &["b 1.0.0 retired"], "feeds  not ");
+    }
+
+    #[test]
+    fn what_is_followed_has_retired_and_shares_nothing_with_what_is_active() {
+        let check = |ours_list: &[&str], states_list: &[&str], expected: &[&str]| {
+            let found = followed(&ours(ours_list), &states(states_list));
+            let found: Vec<&str> = found.iter().map(ProjectorName::as_str).collect();
+            assert_eq!(found, expected, "{ours_list:?} {states_list:?}");
+        };
+        let one = &["a 1.2.3", "b 1.0.0"][..];
+        check(one, &["a 1.2.3 retired followed", "a 2.0.0 active", "b 1.0.0 active"], &["a"]);
+        check(one, &["a 1.2.3 retired", "a 2.0.0 active"], &[]);
+        // A patch writes the same rows, a minor or a major version does not.
+        check(one, &["a 1.2.4 retired followed", "a 2.0.0 active"], &["a"]);
+        check(one, &["a 1.3.0 retired followed", "a 2.0.0 active"], &[]);
+        check(one, &["a 2.0.0 retired followed", "a 1.2.3 active"], &[]);
+        // On its way back it is followed until the pause; then whoever activates it feeds it, and afterwards everybody.
+        check(one, &["a 1.2.3 replaying followed", "a 2.0.0 active"], &["a"]);
+        check(one, &["a 1.2.3 activating followed", "a 2.0.0 active switching"], &[]);
+        check(one, &["a 1.2.3 active followed"], &[]);
+        // The tables are those of the active version, or about to be.
+        check(one, &["a 1.2.3 retired followed", "a 1.3.0 active"], &[]);
+        check(one, &["a 1.2.3 retired followed", "a 1.3.0 activating", "a 2.0.0 active"], &[]);
+        // Removed projectors too.
+        check(one, &["a 1.2.3 active", "b 1.0.0 retired followed"], &["b"]);
+        check(&["c 1.0.0"], &["a 1.2.3 retired followed", "a 2.0.0 active"], &[]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ pub(crate) mod fingerprint;
 pub(crate) mod names;
 pub(crate) mod plan;
 pub(crate) mod position;
+pub(crate) mod prune;
 pub(crate) mod readiness;
 pub(crate) mod state;
 pub(crate) mod version;
+pub(crate) mod way_back;

@@ -8,7 +8,9 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use changeover::{ActivateOptions, ActivationProgress, Builder, Changeover, Signals, WhenNothingIsActive};
+use changeover::{
+    ActivateOptions, ActivationProgress, Builder, Changeover, PruneOptions, Signals, WhenNothingIsActive,
+};
 
 use crate::story::{Chance, Part, RELEASES, Role};
 use crate::writer::Journal;
@@ -20,16 +22,25 @@ async fn main() -> anyhow::Result<()> {
     assert!((1..=RELEASES).contains(&part.release));
     match part.role.clone() {
         Role::Instance { writers, log } => instance(&part, writers, &log).await,
-        Role::Operator { name, pause_limit_ms, linger_paused_ms, linger_drained_ms } => {
+        Role::Operator {
+            name,
+            back,
+            keep_following,
+            pause_limit_ms,
+            linger_paused_ms,
+            linger_drained_ms,
+        } => {
             let options = ActivateOptions {
                 requested_by: name,
+                keep_following,
                 pause_limit: Duration::from_millis(pause_limit_ms),
                 drain_timeout: Duration::from_millis(500),
                 catch_up_timeout: Duration::from_mins(1),
                 ..ActivateOptions::default()
             };
-            operate(&part, &options, linger_paused_ms, linger_drained_ms).await
+            operate(&part, &options, back, linger_paused_ms, linger_drained_ms).await
         }
+        Role::Pruner { keep } => prune(&part, keep).await,
         Role::Aborter { times } => abort(&part, times).await,
     }
 }
@@ -74,30 +85,46 @@ async fn instance(part: &Part, writers: u64, log: &str) -> anyhow::Result<()> {
 async fn operate(
     part: &Part,
     options: &ActivateOptions,
+    back: bool,
     paused_ms: u64,
     drained_ms: u64,
 ) -> anyhow::Result<()> {
     let changeover = builder(part)?.connect().await?;
-    let activated = changeover
-        .activate(options, &|progress| {
-            let linger = match progress {
-                ActivationProgress::Paused => {
-                    println!("paused");
-                    paused_ms
-                }
-                ActivationProgress::Drained { .. } => {
-                    println!("drained");
-                    drained_ms
-                }
-                _ => 0,
-            };
-            // It blocks on purpose: nothing in this task goes on, as if it were starved.
-            std::thread::sleep(Duration::from_millis(linger));
-        })
-        .await;
+    let on_progress = |progress| {
+        let linger = match progress {
+            ActivationProgress::Paused => {
+                println!("paused");
+                paused_ms
+            }
+            ActivationProgress::Drained { .. } => {
+                println!("drained");
+                drained_ms
+            }
+            _ => 0,
+        };
+        // It blocks on purpose: nothing in this task goes on, as if it were starved.
+        std::thread::sleep(Duration::from_millis(linger));
+    };
+    let activated = if back {
+        changeover.rollback(options, &on_progress).await.map_err(anyhow::Error::from)
+    } else {
+        changeover.activate(options, &on_progress).await.map_err(anyhow::Error::from)
+    };
     match activated {
         Ok(activated) => println!("activated, paused for {:.1} ms", activated.pause_ms),
-        Err(error) => println!("not activated: {:#}", anyhow::Error::from(error)),
+        Err(error) => println!("not activated: {error:#}"),
+    }
+    println!("done");
+    Ok(())
+}
+
+async fn prune(part: &Part, keep: usize) -> anyhow::Result<()> {
+    let changeover = builder(part)?.connect().await?;
+    let wait = Duration::from_millis(500);
+    let options = PruneOptions { requested_by: "chaos".to_owned(), keep, wait };
+    match changeover.prune(&options).await {
+        Ok(pruned) => println!("pruned {}", pruned.dropped.len()),
+        Err(error) => println!("not pruned: {:#}", anyhow::Error::from(error)),
     }
     println!("done");
     Ok(())

@@ -26,6 +26,7 @@ fn projector(
         version: version(of),
         state,
         in_activation: false,
+        followed: false,
         delivery: Delivery::Background,
         changed_by: "ci".to_owned(),
         changed_at: SystemTime::UNIX_EPOCH,
@@ -95,6 +96,10 @@ fn status_in_the_middle_of_everything() {
             ..projector("orders", "2.0.0", Activating, Some(tables(1_234_000, 567, 12.4)))
         },
         ProjectorStatus { delivery: Delivery::Inline, ..projector("stock", "1.10.0", Active, Some(inline)) },
+        ProjectorStatus {
+            followed: true,
+            ..projector("stock", "2.0.0", Retired, Some(tables(1_234_560, 7, 0.1)))
+        },
         projector("invoices", "1.0.0", Retired, Some(stalled_tables())),
         projector("invoices", "1.1.0", Active, Some(stalled_tables())),
         projector("later", "1.0.0", Replaying, None),
@@ -114,6 +119,7 @@ PROJECTOR  VERSION  STATE                  DELIVERY     POSITION  LAG           
 orders     1.0.0    active, switching      background  1,234,567  none                       ci
 orders     2.0.0    activating, switching  background  1,234,000  567 events, 12 s           ci
 stock      1.10.0   active                 inline          1,000  none: fed by appends       ci
+stock      2.0.0    retired, followed      background  1,234,560  7 events, 0.1 s            ci
 invoices   1.0.0    retired                background      1,000  1,233,567 events, stalled  ci
 invoices   1.1.0    active                 background      1,000  1,233,567 events, stalled  ci
 later      1.0.0    replaying              background                                        ci

@@ -12,7 +12,8 @@ WITH presence AS MATERIALIZED (
     SELECT CASE WHEN c.parallel_to IS NULL THEN c.position END AS position, c.inline, c.error
     FROM admission, {schema}.checkpoints c
     WHERE admission.generation = $1 AND c.projector = $2 AND c.major = $3 AND c.shard = $4
-    FOR UPDATE OF c SKIP LOCKED
+    -- Whoever reads the tables for long may hold the row FOR KEY SHARE: that keeps them from being dropped, and nobody out.
+    FOR NO KEY UPDATE OF c SKIP LOCKED
 )
 SELECT admission.generation, claim.position, claim.inline, claim.error,
        set_config('idle_in_transaction_session_timeout', $5, true) AS idle_limit,

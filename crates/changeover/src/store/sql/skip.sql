@@ -4,7 +4,7 @@ WITH stalled AS (
     SELECT c.projector, c.major, c.shard, c.error
     FROM {schema}.checkpoints c
     WHERE c.projector = $1 AND c.stalled_since IS NOT NULL AND c.error_position = $2
-    FOR UPDATE
+    FOR NO KEY UPDATE
 ), remembered AS (
     INSERT INTO {schema}.skipped_events (projector, major, position, error, skipped_by)
     SELECT s.projector, s.major, $2, s.error, $3 FROM stalled s

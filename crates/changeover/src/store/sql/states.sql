@@ -1,5 +1,5 @@
 -- states: every projector version.
 SELECT s.projector, s.version, s.state, s.delivery, s.fingerprint, s.activation IS NOT NULL AS in_activation,
-       s.changed_by, s.changed_at
+       s.follow, s.changed_by, s.changed_at
 FROM {schema}.projector_states s
 ORDER BY s.projector, s.version;

@@ -11,10 +11,16 @@ WITH done AS (
           SELECT coalesce(jsonb_object_agg(s.projector, s.version), '{}') FROM {schema}.projector_states s
           WHERE s.state = 'active'
       )
-    RETURNING a.id, a.requested_by
+    RETURNING a.id, a.requested_by, a.keep_following
 ), moved AS (
     UPDATE {schema}.projector_states s
     SET state = CASE s.state WHEN 'activating' THEN 'active' ELSE 'retired' END,
+        -- Whose tables are taken over in place needs no following: they are current.
+        follow = done.keep_following AND s.state = 'active' AND NOT EXISTS (
+            SELECT FROM {schema}.projector_states n
+            WHERE n.activation = done.id AND n.state = 'activating' AND n.projector = s.projector
+              AND split_part(n.version, '.', 1) = split_part(s.version, '.', 1)
+        ),
         activation = NULL, changed_by = done.requested_by, changed_at = clock_timestamp()
     FROM done
     WHERE s.activation = done.id AND s.state IN ('activating', 'active')
@@ -37,6 +43,13 @@ WITH done AS (
     ) after
     WHERE c.projector = after.projector AND c.major = after.major
     RETURNING c.projector
+), unfollowed AS (
+    -- What is followed is what the last switch retired, so that going back from it takes one activation.
+    UPDATE {schema}.projector_states s
+    SET follow = false
+    FROM done
+    WHERE s.follow AND s.activation IS DISTINCT FROM done.id
+    RETURNING s.projector
 ), superseded AS (
     UPDATE {schema}.activations a
     SET ended_at = clock_timestamp(), outcome = 'aborted', error = 'activation ' || done.id || ' took place first'

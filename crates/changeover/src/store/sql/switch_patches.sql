@@ -1,4 +1,5 @@
--- switch_patches: for a configuration that differs by patches alone. Old and new code may both write, so nobody pauses.
+-- switch_patches: for a configuration that differs by patches alone. Old and new code may both write, so nobody pauses;
+-- what is followed goes on being followed.
 -- $1 id  $2 token  $3 $4 incoming projectors and versions  $5 $6 outgoing projectors and versions
 WITH planned AS (
     SELECT i.projector, i.version, 'replaying' AS state, 'active' AS next_state
@@ -24,7 +25,7 @@ WITH planned AS (
     RETURNING a.requested_by
 )
 UPDATE {schema}.projector_states s
-SET state = standing.next_state, changed_by = done.requested_by, changed_at = clock_timestamp()
+SET state = standing.next_state, follow = false, changed_by = done.requested_by, changed_at = clock_timestamp()
 FROM done, standing
 WHERE s.projector = standing.projector AND s.version = standing.version
 RETURNING s.projector;
