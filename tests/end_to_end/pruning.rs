@@ -11,7 +11,7 @@ use changeover_testkit::{Database, eventually};
 use tokio_postgres::Client;
 
 use crate::orders::{ItemEvent, instance, place};
-use crate::releases::{SOON, active, hasty, instance_of, release, wrong_rows};
+use crate::releases::{SOON, active, hasty, instance_of, release, replay_one, wrong_rows};
 use crate::traps::{activate, published};
 
 pub(crate) fn keeping(keep: usize) -> PruneOptions {
@@ -470,7 +470,7 @@ async fn a_version_that_is_wanted_again_while_it_is_pruned_is_there_whole_or_mad
         };
         let spawn_replay = || {
             let (one, orders) = (one.clone(), orders.clone());
-            tokio::spawn(async move { one.replay(&orders, "test", 0, &|_| {}).await })
+            tokio::spawn(async move { replay_one(&one, &orders, &|_| {}).await })
         };
         let (pruning, replaying) = if round % 2 == 0 {
             let pruning = spawn_prune();

@@ -8,7 +8,7 @@ use changeover_testkit::{Database, eventually};
 
 use crate::orders::{OrderEvent, place, placed, stream};
 use crate::pruning::{keeping, prune, there};
-use crate::releases::{Held, SOON, active, hasty, instance_of, release, wrong_rows};
+use crate::releases::{Held, SOON, active, hasty, instance_of, release, replay_one, wrong_rows};
 use crate::traps::activate;
 
 /// No command and no verb does more than it says: activations, rollbacks and replays drop nothing, ever, and pruning keeps
@@ -63,7 +63,7 @@ async fn no_flag_deletes_what_is_active_replayed_or_being_activated() {
     let due: Vec<&str> = plan.dropped().map(|tables| tables.schema.as_str()).collect();
     assert_eq!(due, ["totals_v1"]);
     let two = instance_of(&database, "2.0.0").await;
-    let _ = two.replay(&"orders".parse().unwrap(), "test", 0, &|_| {}).await.unwrap();
+    let _ = replay_one(&two, &"orders".parse().unwrap(), &|_| {}).await.unwrap();
     assert_eq!(prune(&minor, 0).await.dropped.len(), 1);
     assert_eq!(there(&client).await, ["orders_v1", "orders_v2"]);
 
@@ -80,7 +80,7 @@ async fn no_flag_deletes_what_is_active_replayed_or_being_activated() {
     place(&minor, "third", 1).await;
     assert_eq!(there(&client).await, ["orders_v1", "orders_v2"]);
     // And a rollback that somebody began and left: what it replays is wanted.
-    let _ = two.replay(&"orders".parse().unwrap(), "test", 0, &|_| {}).await.unwrap();
+    let _ = replay_one(&two, &"orders".parse().unwrap(), &|_| {}).await.unwrap();
     assert!(prune(&minor, 0).await.dropped.is_empty());
     assert_eq!(wrong_rows(&client, "orders_v2").await, 0);
 }
