@@ -37,15 +37,23 @@ fn row(input: &DeriveInput) -> Result<Tokens, Error> {
     let table = table_name(input)?;
     let columns = fields.named.iter().map(column).collect::<Result<Vec<_>, Error>>()?;
     let keys: Vec<&Column<'_>> = columns.iter().filter(|column| column.key).collect();
-    let (key_type, key) = match &keys[..] {
+    let (key_type, key, same) = match &keys[..] {
         [] => return Err(Error::new(input.span(), "a row needs at least one #[row(key)]")),
         [key] => {
             let (ty, field) = (key.ty, key.field);
-            (quote!(#ty), quote!(::core::clone::Clone::clone(&self.#field)))
+            (quote!(#ty), quote!(::core::clone::Clone::clone(&self.#field)), quote!(self.#field == *key))
         }
         keys if keys.len() <= 4 => {
             let (types, fields) = (keys.iter().map(|k| k.ty), keys.iter().map(|k| k.field));
-            (quote!((#(#types),*)), quote!((#(::core::clone::Clone::clone(&self.#fields)),*)))
+            let same = keys.iter().enumerate().map(|(at, column)| {
+                let (field, at) = (column.field, syn::Index::from(at));
+                quote!(self.#field == key.#at)
+            });
+            (
+                quote!((#(#types),*)),
+                quote!((#(::core::clone::Clone::clone(&self.#fields)),*)),
+                quote!(#(#same)&&*),
+            )
         }
         [.., last] => return Err(Error::new(last.field.span(), "a key has at most four parts")),
     };
@@ -68,6 +76,10 @@ fn row(input: &DeriveInput) -> Result<Tokens, Error> {
 
             fn key(&self) -> Self::Key {
                 #key
+            }
+
+            fn has_key(&self, key: &Self::Key) -> bool {
+                #same
             }
 
             fn values(&self) -> ::std::vec::Vec<&(dyn ::changeover::ToSql + ::core::marker::Sync)> {

@@ -3,8 +3,6 @@
 use std::str;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-
 use crate::store::StoreError;
 use crate::words::event::Recorded;
 use crate::words::names::StreamName;
@@ -30,8 +28,8 @@ pub(crate) struct CopiedEvent<'c> {
 const HEADER: usize = 19;
 
 /// The bytes of the tuple in a message; none where it holds the header or the end alone.
-pub(crate) fn tuple(message: &Bytes, first: bool) -> Option<Bytes> {
-    let tuple = if first { message.slice(HEADER.min(message.len())..) } else { message.clone() };
+pub(crate) fn tuple(message: &[u8], first: bool) -> Option<&[u8]> {
+    let tuple = if first { message.get(HEADER..)? } else { message };
     let ends = tuple.len() < 2 || tuple[..2] == (-1_i16).to_be_bytes();
     (!ends).then_some(tuple)
 }

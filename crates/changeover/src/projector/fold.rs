@@ -423,7 +423,7 @@ impl<T: Fold> Touched<T::Event> for TouchedRows<'_, T> {
             };
             let before = slot.get_mut().row.take();
             slot.get_mut().row = T::fold(before, key, event);
-            if slot.get().row.as_ref().is_some_and(|row| row.key() != *key) {
+            if slot.get().row.as_ref().is_some_and(|row| !row.has_key(key)) {
                 let (position, event_type) = (event.position, types[*at].clone());
                 return Err(ProjectError::KeyChanged { table: T::TABLE, position, event_type });
             }

@@ -6,17 +6,18 @@
 
 use std::any::Any;
 use std::cell::Cell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::mem::size_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use indexmap::IndexMap;
 use postgres_types::IsNull;
 use serde::de::DeserializeOwned;
 
 use super::fold::{Fold, Folding, TableSql, boxed, by_key};
-use super::row::{ColumnArray, Row, hash_of};
+use super::row::{ColumnArray, Row, hash_of, hash_with};
 use super::{BoxError, Load, ProjectError};
 use crate::codec;
 use crate::log::copy::CopiedEvent;
@@ -195,6 +196,7 @@ pub(super) fn split<T: Fold>(
 ) -> Piece {
     let mut touches: Touches<T::Key> = (0..shards).map(|_| Vec::new()).collect();
     let mut own: Vec<T::Key> = Vec::new();
+    let mut bytes = BytesMut::with_capacity(64);
     for (place, event) in events.iter().enumerate() {
         at.set(place);
         own.clear();
@@ -205,7 +207,7 @@ pub(super) fn split<T: Fold>(
             }
         }
         for key in own.drain(..) {
-            let hash = hash_of(0, &key, &sql.key_types);
+            let hash = hash_with(&mut bytes, 0, &key, &sql.key_types);
             let place = u32::try_from(place).expect("BUG: a piece of more than four billion events");
             touches[shard_of(hash, shards)].push((place, hash, key));
         }
@@ -293,7 +295,8 @@ pub(super) struct ShardRows<T: Fold> {
     sql: Arc<TableSql>,
     shard: usize,
     known: Known,
-    rows: HashMap<T::Key, Slot<T>>,
+    /// In the order in which they were touched first, which is often that of their keys: so they are cheaper to insert.
+    rows: IndexMap<T::Key, Slot<T>>,
     /// The bytes of an average row as it is sent, measured now and then.
     row_bytes: usize,
     folds: u64,
@@ -321,7 +324,7 @@ const STATEMENT_ROWS: usize = 5_000;
 
 impl<T: Fold> ShardRows<T> {
     pub(super) fn new(sql: Arc<TableSql>, shard: usize, known: Known) -> Self {
-        Self { sql, shard, known, rows: HashMap::new(), row_bytes: 0, folds: 0 }
+        Self { sql, shard, known, rows: IndexMap::new(), row_bytes: 0, folds: 0 }
     }
 
     /// Notes how large a row is.
@@ -334,7 +337,7 @@ impl<T: Fold> ShardRows<T> {
     }
 
     fn rows_bytes(&self) -> usize {
-        let each = size_of::<(T::Key, Slot<T>)>() + 1 + OVERHEAD + self.row_bytes * 3 / 2;
+        let each = size_of::<(u64, T::Key, Slot<T>)>() + 2 * size_of::<usize>() + OVERHEAD + self.row_bytes * 3 / 2;
         self.rows.len() * each
     }
 }
@@ -401,7 +404,7 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
             slot.row = T::fold(slot.row.take(), key, event);
             (slot.changed, slot.touched) = (true, true);
             if let Some(row) = &slot.row {
-                if row.key() != *key {
+                if !row.has_key(key) {
                     let (position, event_type) = (event.position, types.get(place));
                     return Err(ProjectError::KeyChanged { table: T::TABLE, position, event_type });
                 }

@@ -159,6 +159,10 @@ pub trait Row: Clone + Send + Sync + 'static {
     fn columns() -> Vec<ColumnDefinition>;
     /// This row's key.
     fn key(&self) -> Self::Key;
+    /// Whether this row has a key.
+    fn has_key(&self, key: &Self::Key) -> bool {
+        self.key() == *key
+    }
     /// This row's values.
     fn values(&self) -> Vec<&(dyn ToSql + Sync)>;
     /// The row that the database holds; the columns come in order.
@@ -230,13 +234,18 @@ pub(crate) fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
 
 /// The hash of a key, by its values as they go over the wire.
 pub(crate) fn hash_of(seed: u64, key: &impl Key, types: &[Type]) -> u64 {
-    let mut bytes = BytesMut::with_capacity(64);
+    hash_with(&mut BytesMut::new(), seed, key, types)
+}
+
+/// The same, with a buffer of the caller's for those values.
+pub(crate) fn hash_with(bytes: &mut BytesMut, seed: u64, key: &impl Key, types: &[Type]) -> u64 {
+    bytes.clear();
     for (value, ty) in key.values().into_iter().zip(types) {
         bytes.extend_from_slice(&[0]);
         // What cannot be encoded here cannot be encoded in the load that follows, which then says so.
-        let _ = value.to_sql_checked(ty, &mut bytes);
+        let _ = value.to_sql_checked(ty, bytes);
     }
-    stable_hash(seed, &bytes)
+    stable_hash(seed, bytes)
 }
 
 #[cfg(test)]

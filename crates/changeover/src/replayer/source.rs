@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::stream::TryStreamExt;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -56,6 +55,25 @@ enum Message {
     /// The next span is another connection's.
     End,
     Failed(StoreError),
+}
+
+/// Tuples in one piece of memory: those of the connection are free again at once.
+#[derive(Default)]
+struct Tuples {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Tuples {
+    fn push(&mut self, tuple: &[u8]) {
+        self.bytes.extend_from_slice(tuple);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        begins.zip(&self.ends).map(|(begin, end)| &self.bytes[begin..*end])
+    }
 }
 
 /// The log in stretches.
@@ -132,17 +150,15 @@ async fn read(
                    ORDER BY e.position) TO STDOUT (FORMAT binary)"
         );
         let mut messages = std::pin::pin!(client.copy_out(&sql).await?);
-        let (mut tuples, mut bytes, mut first) = (Vec::new(), 0, true);
+        let (mut tuples, mut first) = (Tuples::default(), true);
         while let Some(message) = messages.try_next().await? {
             if let Some(tuple) = copy::tuple(&message, std::mem::take(&mut first)) {
-                bytes += tuple.len();
                 tuples.push(tuple);
             }
-            if bytes >= reading.piece_bytes {
-                bytes = 0;
-                if !decode(reading, std::mem::take(&mut tuples), None, sender).await {
-                    return Ok(());
-                }
+            if tuples.bytes.len() >= reading.piece_bytes
+                && !decode(reading, std::mem::take(&mut tuples), None, sender).await
+            {
+                return Ok(());
             }
         }
         let whole = decode(reading, tuples, Some(Position::new(up_to)), sender).await;
@@ -156,7 +172,7 @@ async fn read(
 /// Hands tuples on, to be decoded on their way. False where nobody wants them any more.
 async fn decode(
     reading: &Arc<Reading>,
-    tuples: Vec<Bytes>,
+    tuples: Tuples,
     reached: Option<Position>,
     sender: &mpsc::Sender<Message>,
 ) -> bool {
@@ -166,8 +182,8 @@ async fn decode(
     true
 }
 
-fn stretch(reading: &Reading, tuples: &[Bytes], reached: Option<Position>) -> Result<Stretch, StoreError> {
-    let events = tuples.iter().map(|tuple| CopiedEvent::parse(tuple)).collect::<Result<Vec<_>, _>>()?;
+fn stretch(reading: &Reading, tuples: &Tuples, reached: Option<Position>) -> Result<Stretch, StoreError> {
+    let events = tuples.iter().map(CopiedEvent::parse).collect::<Result<Vec<_>, _>>()?;
     let reached = reached
         .or_else(|| events.last().map(|last| last.position))
         .expect("BUG: a stretch without events, and without an end");
