@@ -95,6 +95,15 @@ CREATE TABLE {schema}.pruned_versions (
     CONSTRAINT pruned_versions_pkey PRIMARY KEY (projector, version)
 );
 
+-- The stable views <projector>.<table>, which readers outside the application use: a row says that the view of that name is ours.
+CREATE TABLE {schema}.views (
+    projector text NOT NULL,
+    name      text NOT NULL,
+    -- Owner, grants and comments that went with a view when it was dropped, for when it is made again.
+    kept      json,
+    CONSTRAINT views_pkey PRIMARY KEY (projector, name)
+);
+
 CREATE TABLE {schema}.instances (
     id                  uuid        NOT NULL,
     application         text        NOT NULL,

@@ -72,10 +72,17 @@ pub enum Command {
     Skip(SkipArgs),
     /// Retire a projector without another version in its place
     ///
-    /// By the same pause as an activation. Its tables and its checkpoint are kept. Instances that register the projector
-    /// serve on without feeding it, and are not ready.
+    /// By the same pause as an activation. Its tables and its checkpoint are kept, its stable views are dropped. Instances
+    /// that register the projector serve on without feeding it, and are not ready.
     #[command(display_order = 111, after_help = EXIT_CODES)]
     Deactivate(DeactivateArgs),
+    /// Make the stable views, PROJECTOR.TABLE, show the active versions
+    ///
+    /// An activation does so by itself. This puts right what it could not do: because readers held a view for too long,
+    /// because something was in the way, or because it was killed right after the switch. Ends with 1 where a view
+    /// still does not show the active version.
+    #[command(display_order = 113, after_help = EXIT_CODES)]
+    RepointViews(RepointArgs),
 }
 
 impl Command {
@@ -98,6 +105,7 @@ impl Command {
             Self::Retry(_) => "retry",
             Self::Skip(_) => "skip",
             Self::Deactivate(_) => "deactivate",
+            Self::RepointViews(_) => "repoint-views",
         }
     }
 }
@@ -194,6 +202,9 @@ pub struct ActivateArgs {
     /// The pause.
     #[command(flatten)]
     pub pause: PauseArgs,
+    /// The stable views.
+    #[command(flatten)]
+    pub views: ViewArgs,
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
@@ -207,7 +218,7 @@ impl ActivateArgs {
             catch_up_timeout: self.catch_up_timeout,
             pace: self.pace.pace(),
             keep_following: self.keep_following,
-            ..self.pause.options(&self.who)
+            ..self.pause.options(&self.views, &self.who)
         }
     }
 }
@@ -224,14 +235,35 @@ pub struct PauseArgs {
 }
 
 impl PauseArgs {
-    fn options(&self, who: &Who) -> ActivateOptions {
+    pub(crate) fn options(&self, views: &ViewArgs, who: &Who) -> ActivateOptions {
         ActivateOptions {
             requested_by: who.requested_by(),
             drain_timeout: self.drain_timeout,
             pause_limit: self.pause_limit,
+            repoint_views: !views.no_views,
+            views_timeout: views.views_timeout,
             ..ActivateOptions::default()
         }
     }
+}
+
+/// What becomes of the stable views.
+#[derive(Debug, Clone, Args)]
+pub struct ViewArgs {
+    /// Neither make nor move the stable views PROJECTOR.TABLE
+    #[arg(long)]
+    pub no_views: bool,
+    /// How long to try to move the stable views, after the switch, while readers hold them
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub views_timeout: Duration,
+}
+
+/// What `repoint-views` is told.
+#[derive(Debug, Clone, Args)]
+pub struct RepointArgs {
+    /// How long to try while readers hold the views
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 /// What `abort` is told.
@@ -296,6 +328,9 @@ pub struct DeactivateArgs {
     /// The pause.
     #[command(flatten)]
     pub pause: PauseArgs,
+    /// The stable views.
+    #[command(flatten)]
+    pub views: ViewArgs,
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
@@ -303,7 +338,7 @@ pub struct DeactivateArgs {
 
 impl DeactivateArgs {
     pub(crate) fn options(&self) -> ActivateOptions {
-        self.pause.options(&self.who)
+        self.pause.options(&self.views, &self.who)
     }
 }
 
@@ -471,6 +506,7 @@ mod tests {
         check("prune --keep 1", false);
         check("rollback", true);
         check("deactivate orders", false);
+        check("repoint-views", false);
     }
 
     #[test]
@@ -506,13 +542,19 @@ mod tests {
         assert_eq!(ours.keep_following, theirs.keep_following);
         assert_eq!(ours.drain_timeout, theirs.drain_timeout);
         assert_eq!(ours.pause_limit, theirs.pause_limit);
-        let args = "activate-configuration --pause-limit 500ms --drain-timeout 2m --requested-by ci";
+        assert_eq!(ours.repoint_views, theirs.repoint_views);
+        assert_eq!(ours.views_timeout, theirs.views_timeout);
+        let args = "activate-configuration --no-views --views-timeout 1m --pause-limit 500ms --drain-timeout 2m --requested-by ci";
         let Command::ActivateConfiguration(args) = parse(args).unwrap().command else {
             panic!("another command");
         };
         assert_eq!(args.options().pause_limit, Duration::from_millis(500));
         assert_eq!(args.options().drain_timeout, Duration::from_mins(2));
         assert_eq!(args.options().requested_by, "ci");
+        assert_eq!(
+            (args.options().repoint_views, args.options().views_timeout),
+            (false, Duration::from_mins(1))
+        );
     }
 
     #[test]

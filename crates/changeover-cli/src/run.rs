@@ -11,7 +11,8 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::command::{
-    AbortArgs, ActivateArgs, Command, DeactivateArgs, Options, PruneArgs, ReplayArgs, RetryArgs, SkipArgs,
+    AbortArgs, ActivateArgs, Command, DeactivateArgs, Options, PruneArgs, ReplayArgs, RepointArgs, RetryArgs,
+    SkipArgs,
 };
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupts;
@@ -60,6 +61,7 @@ async fn perform(command: Command, builder: Builder, progress: &Progress) -> Res
         Command::Retry(args) => retry(changeover, &args).await,
         Command::Skip(args) => skip(changeover, &args).await,
         Command::Deactivate(args) => deactivate(changeover, &args, progress).await,
+        Command::RepointViews(args) => repoint_views(changeover, &args).await,
     }
 }
 
@@ -131,11 +133,17 @@ async fn activate(
     const CONCLUDING: Duration = Duration::from_secs(5);
     let mut interrupts = interrupts()?;
     let options = args.options();
-    let started = OnceLock::new();
+    let (started, switched) = (OnceLock::new(), OnceLock::new());
     let on_progress = |at: ActivationProgress| {
-        if let ActivationProgress::Started { activation } = at {
-            // Set once: an activation has one number.
-            let _ = started.set(activation);
+        match at {
+            // Set once: an activation has one number, and one switch.
+            ActivationProgress::Started { activation } => {
+                let _ = started.set(activation);
+            }
+            ActivationProgress::Switched => {
+                let _ = switched.set(());
+            }
+            _ => {}
         }
         progress.activating(&at);
     };
@@ -152,6 +160,9 @@ async fn activate(
     let Some(&activation) = started.get() else {
         return Err(Failure::interrupted(format!("{signal}: nothing was activated")));
     };
+    if switched.get().is_some() {
+        return Ok(left_after_the_switch(signal, activation));
+    }
     progress.say(format!("{signal}: aborting activation {activation}"));
     let aborting = async {
         let aborted = changeover.abort_one(activation, &options.requested_by).await?;
@@ -169,12 +180,32 @@ async fn activate(
             return Err(Failure::interrupted(text).next("see `status`"));
         }
     };
-    if !aborted && let Ok(Ok(done)) = timeout(options.pause_limit + CONCLUDING, activating).await {
-        return Ok(activated(&done));
+    if !aborted {
+        if let Ok(Ok(done)) = timeout(options.pause_limit + CONCLUDING, activating).await {
+            return Ok(activated(&done));
+        }
+        if switched.get().is_some() {
+            return Ok(left_after_the_switch(signal, activation));
+        }
     }
     Err(Failure::interrupted(format!(
         "{signal}: activation {activation} was aborted; what was active before is active still, what was replayed is kept"
     )))
+}
+
+/// What was asked for is done; what comes after it was not waited for.
+fn left_after_the_switch(signal: &str, activation: i64) -> Report {
+    let text = format!(
+        "{signal}: activation {activation} has switched. Whether the stable views followed was not waited for: `repoint-views` makes sure.\n"
+    );
+    Report::done(text, json!({ "activation": activation, "switched": true, "views": null }))
+}
+
+async fn repoint_views(changeover: &Changeover, args: &RepointArgs) -> Result<Report, Failure> {
+    let views = changeover.repoint_views(args.timeout).await?;
+    let right = views.iter().all(|views| views.problems.is_empty());
+    let exit = if right { Exit::Done } else { Exit::Refused };
+    Ok(Report { exit, text: tables::repointed(&views), json: documents::repointed(&views) })
 }
 
 fn activated(activated: &Activated) -> Report {

@@ -25,6 +25,7 @@ use crate::publisher;
 use crate::replayer::{self, CaughtUp, ReplayError, ReplayOptions, ReplayProgress};
 use crate::status::{Status, status};
 use crate::store::{Path, StoreError};
+use crate::views::{self, ProjectorViews};
 use crate::wake::Waker;
 use crate::words::event::{Expected, Recorded};
 use crate::words::names::{ProjectorName, StreamName};
@@ -401,8 +402,31 @@ impl Changeover {
         Ok(!ended.is_empty())
     }
 
+    /// Makes the stable views `<projector>.<table>` show the active versions, of all projectors. An activation does that by
+    /// itself; this puts right what it could not do, because readers held a view for too long, something was in the way, or its
+    /// process was killed right after the switch. [`status`](Self::status) shows views that lag behind.
+    ///
+    /// All views of one projector move in one transaction. It never waits for a reader for longer than a moment at a time, so
+    /// that no other reader queues behind it, and tries until `timeout` has passed. Needs no projector's code: it takes the names of
+    /// the tables from the database.
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::StoreError> {
+    /// for views in changeover.repoint_views(std::time::Duration::from_secs(10)).await? {
+    ///     for problem in views.problems {
+    ///         eprintln!("{problem}");
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn repoint_views(&self, timeout: Duration) -> Result<Vec<ProjectorViews>, StoreError> {
+        let client = self.core.store.single().await?;
+        views::follow(&self.core.store, &client, timeout, &|_, _| {}).await
+    }
+
     /// Retires one projector without another version in its place, by the same pause as an activation. Its tables and its
-    /// checkpoint are kept.
+    /// checkpoint are kept; its stable views are dropped, and come back with what was granted on them if a version of it is
+    /// activated again.
     pub async fn deactivate(
         &self,
         projector: &ProjectorName,

@@ -31,6 +31,7 @@ mod replayer;
 mod status;
 mod step;
 mod store;
+mod views;
 mod wake;
 mod watch;
 mod words;
@@ -62,6 +63,7 @@ pub use crate::replayer::{CaughtUp, Pace, ReplayError, ReplayOptions, ReplayProg
 pub use crate::status::{OpenActivation, ProjectorStatus, Stall, Status, TablesStatus};
 pub use crate::store::migrate::MigrateError;
 pub use crate::store::{Path, StoreError};
+pub use crate::views::{ProjectorViews, StableView, ViewProblem};
 pub use crate::wake::{Signals, Waker};
 pub use crate::words::decision::{NotFed, Refused, Verdict, VersionState, Versions, decide};
 pub use crate::words::event::{Expected, RawEvent, Recorded};

@@ -8,3 +8,4 @@ mod operations;
 mod program;
 mod pruning;
 mod reading;
+mod views;
