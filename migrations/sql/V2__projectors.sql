@@ -67,6 +67,8 @@ CREATE TABLE {schema}.checkpoints (
     indexed            boolean     NOT NULL DEFAULT true,
     -- What the projector's DDL made in the schema of these tables. Whatever else is there is not ours to drop.
     objects            text[]      NOT NULL DEFAULT '{}',
+    -- Where the rows came from elsewhere: the position up to which they held everything when the tables were adopted.
+    adopted            bigint,
     stalled_since      timestamptz,
     error              text,
     error_position     bigint,

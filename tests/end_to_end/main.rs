@@ -2,6 +2,7 @@
 
 mod activation;
 mod admission;
+mod adopt;
 mod append;
 mod breaking;
 mod chaos;

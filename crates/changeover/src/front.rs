@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::activation::rollback::{self, RollbackError};
 use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress};
+use crate::adopt::{self, AdoptError, AdoptOptions, Adopted};
 use crate::codec;
 use crate::core::Core;
 use crate::expiry;
@@ -400,6 +401,54 @@ impl Changeover {
         let ended =
             expiry::give_back(&self.core.store, &client, Some(activation), "aborted", &reason, false).await?;
         Ok(!ended.is_empty())
+    }
+
+    /// Makes tables that are there already the active version of a projector of this configuration: those of a read model that
+    /// something else has fed until now.
+    ///
+    /// The tables must be as the version defines them. They are moved into the schema of their version, with a view in each
+    /// one's place that can be read and written like the table, by the same people; or they are there already. What came after
+    /// [`AdoptOptions::position`] is then replayed, and an activation of this projector alone makes the version active: from
+    /// there on it is fed like any other. Instances without this projector retire at that moment, as with every activation that
+    /// adds one.
+    ///
+    /// Up to where the rows are right is the caller's to know. [`AdoptAt::Position`](crate::AdoptAt::Position) says that whoever fed them has stopped
+    /// there; it works for every projector, whoever appends meanwhile. [`AdoptAt::Horizon`](crate::AdoptAt::Horizon) is for tables that the
+    /// appending transactions themselves keep current: nothing is replayed, and the pause waits for all of those transactions.
+    ///
+    /// The tables are locked for as long as it takes to move them, and never asked for longer than a moment at a time. If
+    /// this is interrupted or fails after they were taken over, the same call goes on from there.
+    ///
+    /// ```no_run
+    /// use changeover::{AdoptOptions, Position};
+    ///
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::AdoptError> {
+    /// let options = AdoptOptions {
+    ///     from_schema: Some("public".to_owned()),
+    ///     ..AdoptOptions::at(Position::new(120_000))
+    /// };
+    /// let projector = "order_summary".parse().expect("a name");
+    /// let adopted = changeover.adopt(&projector, &options, &|_| {}).await?;
+    /// println!("{} {} is active", adopted.projector, adopted.version);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`AdoptError`]: the projector is known already, the tables differ, the position is above the horizon.
+    pub async fn adopt(
+        &self,
+        projector: &ProjectorName,
+        options: &AdoptOptions,
+        on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
+    ) -> Result<Adopted, AdoptError> {
+        let registered = self
+            .core
+            .configuration
+            .projectors
+            .get(projector)
+            .ok_or_else(|| AdoptError::NotOurs(projector.clone()))?;
+        adopt::adopt(&self.core, registered, options, None, on_progress).await
     }
 
     /// Makes the stable views `<projector>.<table>` show the active versions, of all projectors. An activation does that by

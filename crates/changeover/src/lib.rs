@@ -13,6 +13,7 @@ extern crate self as changeover;
 
 mod activation;
 mod admission;
+mod adopt;
 mod builder;
 mod codec;
 mod core;
@@ -43,6 +44,8 @@ pub use {deadpool_postgres, semver, tokio_postgres};
 
 pub use crate::activation::rollback::{GoneVersion, RollbackError};
 pub use crate::activation::{ActivateError, ActivateOptions, Activated, ActivationProgress};
+pub use crate::adopt::shape::TableDifference;
+pub use crate::adopt::{AdoptAt, AdoptError, AdoptOptions, Adopted};
 pub use crate::builder::{Builder, ConnectError};
 pub use crate::codec::EncodeError;
 pub use crate::decider::WhenNothingIsActive;

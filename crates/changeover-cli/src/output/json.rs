@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use changeover::{Activated, CaughtUp, Plan, ProjectorViews, PrunePlan, Pruned, Status};
+use changeover::{Activated, AdoptAt, Adopted, CaughtUp, Plan, ProjectorViews, PrunePlan, Pruned, Status};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -46,6 +46,16 @@ pub(crate) fn prune_plan(plan: &PrunePlan) -> Value {
 
 pub(crate) fn pruned(pruned: &Pruned) -> Value {
     value(pruned)
+}
+
+pub(crate) fn adopted(adopted: &Adopted) -> Value {
+    let mut json = value(adopted);
+    json["position"] = match adopted.position {
+        AdoptAt::Position(position) => value(&position),
+        AdoptAt::Horizon => "horizon".into(),
+    };
+    json["activation"] = activated(&adopted.activation);
+    json
 }
 
 pub(crate) fn repointed(repointed: &[ProjectorViews]) -> Value {

@@ -144,7 +144,7 @@ impl Progress {
                 self.say_at_most_every(
                     EVERY,
                     "waiting for readers",
-                    format!("switched; waiting for readers of the views of {projector}: {}", who.join("; ")),
+                    format!("waiting for readers of {projector}: {}", who.join("; ")),
                 );
             }
             // Nothing is written during the pause: a terminal that does not take it would prolong it.

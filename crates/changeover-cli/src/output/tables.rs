@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use changeover::{
-    Activated, Blocker, CaughtUp, Fate, Holds, Instance, LostConfiguration, OpenActivation, Plan,
-    ProjectorStatus, ProjectorViews, PrunePlan, Pruned, RetiredTables, StableView, Stall, Status, Step,
+    Activated, AdoptAt, Adopted, Blocker, CaughtUp, Fate, Holds, Instance, LostConfiguration, OpenActivation,
+    Plan, ProjectorStatus, ProjectorViews, PrunePlan, Pruned, RetiredTables, StableView, Stall, Status, Step,
 };
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
@@ -279,6 +279,22 @@ pub(crate) fn activated(activated: &Activated) -> String {
     }
     text.push_str(".\n");
     text + &views_moved(&activated.views)
+}
+
+/// What was adopted.
+pub(crate) fn adopted(adopted: &Adopted) -> String {
+    let Adopted { projector, version, position, moved, schema, activation } = adopted;
+    let at = match position {
+        AdoptAt::Position(position) => format!("at position {}", thousands(position.get())),
+        AdoptAt::Horizon => "at the horizon".to_owned(),
+    };
+    let mut text = format!("{projector} {version} adopted the tables in {schema} {at}.\n");
+    if !moved.is_empty() {
+        let views = if moved.len() == 1 { "a view stands" } else { "views stand" };
+        let _ = writeln!(text, "They came from {}, where {views} in their place.", moved.join(", "));
+    }
+    text.push('\n');
+    text + &activated(activation)
 }
 
 /// What `repoint-views` did.

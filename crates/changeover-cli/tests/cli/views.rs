@@ -51,7 +51,7 @@ async fn a_signal_after_the_switch_is_no_abort() {
     let reading = reader.transaction().await.unwrap();
     reading.query("SELECT FROM orders.orders", &[]).await.unwrap();
     let activating = Process::spawn(two.command("activate-configuration --views-timeout 5m")).unwrap();
-    activating.wait_for_line("waiting for readers of the views of orders", SOON).await.unwrap();
+    activating.wait_for_line("waiting for readers of orders", SOON).await.unwrap();
     let pid = i32::try_from(activating.pid()).unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
     assert_eq!(activating.wait(SOON).await.unwrap().code(), Some(0));

@@ -114,7 +114,7 @@ pub enum ActivationProgress {
     },
     /// The configuration is active.
     Switched,
-    /// The stable views of a projector are still to be moved: readers hold them.
+    /// The stable views of a projector, or tables that it is to adopt, are still to be moved: readers hold them.
     WaitingForReaders {
         /// The projector.
         projector: ProjectorName,
@@ -316,6 +316,23 @@ pub(crate) async fn deactivate(
     perform(core, client, options, plan, Way::Forward, &registry, &|_| {}).await
 }
 
+/// Activates one projector alone, of which no version is active; the others stay as they are.
+pub(crate) async fn activate_one(
+    core: &Core,
+    registered: &Registered,
+    options: &ActivateOptions,
+    on_progress: OnActivation<'_>,
+) -> Result<Activated, ActivateError> {
+    let client = core.store.single().await?;
+    let registry = before(core, &client).await?;
+    let (projector, version) = registered.id();
+    let own = registry.tables.iter().find(|row| row.projector == projector && row.major == version.major);
+    let from = own.map_or(Position::START, |own| own.position);
+    let step = Step::Replay { projector, version, replaces: None, from };
+    let plan = Plan { steps: vec![step], obstacles: Vec::new() };
+    perform(core, client, options, plan, Way::Forward, &registry, on_progress).await
+}
+
 /// What the database knows, once nothing of an earlier activation is left.
 async fn before(core: &Core, client: &Client) -> Result<Registry, ActivateError> {
     expire(&core.store, client).await?;
@@ -338,7 +355,7 @@ async fn perform(
     let activation = start(core, &client, options, &change, way, registry).await?;
     on_progress(ActivationProgress::Started { activation: activation.id });
     let prepared = tokio::select! {
-        prepared = prepare::prepare(core, &client, options, &plan, on_progress) => prepared,
+        prepared = prepare::prepare(core, &client, options, &plan, registry, on_progress) => prepared,
         ended = prepare::stay_seen(core, activation) => Err(ended),
     };
     let paused = match prepared {

@@ -80,6 +80,9 @@ statements! {
     create_checkpoint(TEXT, INT8, BOOL, TEXT, BOOL, TEXT_ARRAY);
     ever_activated();
     schema_exists(TEXT);
+    table_shapes(TEXT, TEXT_ARRAY);
+    adopt_checkpoint(TEXT, INT8, INT8, BOOL, TEXT, TEXT_ARRAY);
+    adopted(TEXT, INT8);
     compatibility();
     start_activation(UUID, TEXT, JSON, JSON, BOOL, BOOL);
     newest_activated();

@@ -183,14 +183,14 @@ async fn change(store: &Store, client: &Client, place: &Place, wanted: Move) -> 
     let columns = place.columns();
     let had = match place.relation {
         Some(relation) => {
-            let properties = properties(store, client, relation).await?;
+            let properties = properties_of(store, client, relation).await?;
             let columns: Vec<String> = place.view_columns.iter().map(|(name, _)| name.clone()).collect();
             Some(properties.and_of_other_columns(place.kept.clone(), &columns))
         }
         None => place.kept.clone(),
     };
     let roles = match &had {
-        Some(had) => roles(store, client, had).await?,
+        Some(had) => roles_of(store, client, had).await?,
         None => Roles::default(),
     };
     let options = had.as_ref().map_or_else(String::new, Properties::with_options);
@@ -227,7 +227,7 @@ pub(crate) fn create(how: &str, view: &str, options: &str, columns: &[String], t
 }
 
 /// What people gave a relation.
-pub(crate) async fn properties(
+pub(crate) async fn properties_of(
     store: &Store,
     client: &Client,
     relation: u32,
@@ -238,7 +238,7 @@ pub(crate) async fn properties(
 }
 
 /// Who of those that some properties name is there.
-pub(crate) async fn roles(
+pub(crate) async fn roles_of(
     store: &Store,
     client: &Client,
     properties: &Properties,

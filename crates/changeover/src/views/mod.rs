@@ -6,7 +6,7 @@
 //! only briefly: behind a lock request that waits, every other reader would wait as well.
 
 mod attempt;
-pub(crate) mod moves;
+mod moves;
 pub(crate) mod properties;
 
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use self::attempt::{Attempted, attempt};
+pub(crate) use self::attempt::{create, properties_of, roles_of};
 use self::moves::Place;
 use crate::in_flight::{Blocker, lock_holders};
 use crate::projector::chain;
