@@ -469,6 +469,48 @@ async fn tables_in_a_schema_of_the_projectors_name_leave_the_stable_views_behind
     assert_eq!(activated.views[0].changed, ["orders.orders"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_way_is_replayed_in_parallel_onto_the_rows_that_are_there() {
+    for at in [0, 40] {
+        let database = Database::fresh().await;
+        let client = database.client().await;
+        let none = instance_of(&database, "none").await;
+        client.batch_execute(TABLE).await.unwrap();
+        for order in 0..20 {
+            let (name, item) = (stream(&format!("order-{order}")), OrderEvent::ItemAdded { cents: 100 });
+            if at > 0 || order >= 10 {
+                none.append(&name, Expected::NoStream, &[placed("Ada")]).await.unwrap();
+            }
+            none.append(&name, Expected::Any, std::slice::from_ref(&item)).await.unwrap();
+            if at == 0 && order < 10 {
+                // A row from before there was a log.
+                let sql = "INSERT INTO public.orders VALUES ($1, 'Grace', 5, 500, false, 0)";
+                client.execute(sql, &[&name.as_str()]).await.unwrap();
+            }
+        }
+        if at > 0 {
+            client.batch_execute(FILL).await.unwrap();
+            assert_eq!(none.horizon().await.unwrap(), Position::new(at));
+        }
+        for order in 0..20 {
+            let item = [OrderEvent::ItemAdded { cents: 100 }, OrderEvent::Paid];
+            none.append(&stream(&format!("order-{order}")), Expected::Any, &item).await.unwrap();
+        }
+        let new = humble(&database, "1.0.0").await;
+        let mut options = from_public(Position::new(at));
+        options.activation.pace.parallel_above_events = 0;
+        options.activation.pace.shards = Some(3);
+        let _ = adopt(&new, &options).await.unwrap();
+        if at > 0 {
+            assert_eq!(wrong_rows(&client, "orders_v1").await, 0);
+            continue;
+        }
+        let sql = "SELECT string_agg(DISTINCT concat_ws(' ', customer, items, cents, paid), ', ' ORDER BY concat_ws(' ', customer, items, cents, paid))
+             FROM orders_v1.orders";
+        assert_eq!(text(&client, sql).await, "Ada 2 200 t, Grace 7 700 t");
+    }
+}
+
 #[tokio::test]
 async fn adopting_behind_a_pooler() {
     let database = Database::fresh().await;
