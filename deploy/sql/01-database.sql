@@ -70,8 +70,12 @@ SET client_min_messages = warning;
 CREATE SCHEMA IF NOT EXISTS :"schema" AUTHORIZATION :"owner";
 GRANT USAGE ON SCHEMA :"schema" TO :"app";
 
--- What the owner will create: the tables of our schema by `migrate`, and a schema for each major version of a projector
--- by `replay` and `activate-configuration`.
+-- What the owner will create: the tables of our schema by `migrate`; a schema for each major version of a projector by
+-- `replay` and `activate-configuration`; and one of the projector's name, with its stable views, by `activate-configuration`,
+-- `adopt`, `deactivate` and `repoint-views`. That takes CREATE on the database, which its owner has, and nobody else here.
+--
+-- Readers outside the application are given the stable views, once:
+--     GRANT USAGE ON SCHEMA orders TO reporting; GRANT SELECT ON ALL TABLES IN SCHEMA orders TO reporting;
 ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" GRANT USAGE ON SCHEMAS TO :"app";
 ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO :"app";
 ALTER DEFAULT PRIVILEGES FOR ROLE :"owner" GRANT USAGE, SELECT, UPDATE ON SEQUENCES TO :"app";

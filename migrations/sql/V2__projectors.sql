@@ -67,6 +67,8 @@ CREATE TABLE {schema}.checkpoints (
     indexed            boolean     NOT NULL DEFAULT true,
     -- What the projector's DDL made in the schema of these tables. Whatever else is there is not ours to drop.
     objects            text[]      NOT NULL DEFAULT '{}',
+    -- Where the rows came from elsewhere: the position up to which they held everything when the tables were adopted.
+    adopted            bigint,
     stalled_since      timestamptz,
     error              text,
     error_position     bigint,
@@ -93,6 +95,15 @@ CREATE TABLE {schema}.pruned_versions (
     pruned_by text        NOT NULL,
     pruned_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT pruned_versions_pkey PRIMARY KEY (projector, version)
+);
+
+-- The stable views <projector>.<table>, which readers outside the application use: a row says that the view of that name is ours.
+CREATE TABLE {schema}.views (
+    projector text NOT NULL,
+    name      text NOT NULL,
+    -- Owner, grants and comments that went with a view when it was dropped, for when it is made again.
+    kept      json,
+    CONSTRAINT views_pkey PRIMARY KEY (projector, name)
 );
 
 CREATE TABLE {schema}.instances (

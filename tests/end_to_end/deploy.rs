@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use changeover::tokio_postgres::NoTls;
 use changeover::{
     ActivateOptions, Blocker, Builder, Changeover, Configuration, Expected, Holds, ReadyState,
     WhenNothingIsActive,
@@ -53,6 +54,29 @@ async fn with_the_roles_of_the_deployment_instances_create_nothing() {
     let projector = "orders".parse().unwrap();
     instance.wait_for(&projector, appended.last().unwrap(), SOON).await.unwrap();
 
+    // Whoever reads from outside is given the stable views, once, and has no right to anything else.
+    let admin = cluster.config().dbname("shop").connect(NoTls).await.unwrap();
+    tokio::spawn(admin.1);
+    admin
+        .0
+        .batch_execute("CREATE ROLE reporting LOGIN; GRANT CONNECT ON DATABASE shop TO reporting")
+        .await
+        .unwrap();
+    let owner = pipeline.pool().get().await.unwrap();
+    let grants =
+        "GRANT USAGE ON SCHEMA orders TO reporting; GRANT SELECT ON ALL TABLES IN SCHEMA orders TO reporting";
+    owner.batch_execute(grants).await.unwrap();
+    drop(owner);
+    let reporting = cluster.config().dbname("shop").user("reporting").connect(NoTls).await.unwrap();
+    tokio::spawn(reporting.1);
+    let reads = async || -> i64 {
+        reporting.0.query_one("SELECT count(*) FROM orders.orders", &[]).await.unwrap().get(0)
+    };
+    assert_eq!(reads().await, 1);
+    // An instance may not move the views; nothing of it is an error, and the pipeline has done so anyway.
+    let views = instance.repoint_views(std::time::Duration::ZERO).await.unwrap();
+    assert!(views.iter().all(|views| views.changed.is_empty() && views.problems.is_empty()), "{views:?}");
+
     // Who blocks an activation is known to the pipeline, with its age, though it runs under another role.
     let mut client = instance.pool().get().await.unwrap();
     let tx = client.transaction().await.unwrap();
@@ -73,13 +97,26 @@ async fn with_the_roles_of_the_deployment_instances_create_nothing() {
     let next_running = next.start();
     let pipeline = next_release("shop_deploy").connect().await.unwrap();
     let options = ActivateOptions { wait_for_instances: 1, ..hasty() };
-    let _ = pipeline.activate(&options, &|_| {}).await.unwrap();
+    let activated = pipeline.activate(&options, &|_| {}).await.unwrap();
+    assert_eq!(
+        (&activated.views[0].changed[..], &activated.views[0].problems[..]),
+        (&["orders.orders".to_owned()][..], &[][..])
+    );
     eventually(SOON, || async { instance.readiness().state == ReadyState::Retired }).await;
     let appended = next.append(&stream("order-4"), Expected::NoStream, &[placed("Barbara")]).await.unwrap();
     next.wait_for(&projector, appended.last().unwrap(), SOON).await.unwrap();
     let client = next.pool().get().await.unwrap();
     let orders = client.query_one("SELECT count(*) FROM orders_v2.orders", &[]).await.unwrap();
     assert_eq!(orders.get::<_, i64>(0), 4);
+    assert_eq!(reads().await, 4, "through the view, by the grants of before");
+    let refused = reporting.0.query("SELECT FROM orders_v2.orders", &[]).await.unwrap_err();
+    assert_eq!(refused.code().unwrap().code(), "42501", "{refused}");
+    let owner: String = client
+        .query_one("SELECT relowner::regrole::text FROM pg_class WHERE oid = 'orders.orders'::regclass", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(owner, "shop_owner");
     let refused = client.batch_execute("CREATE SCHEMA mine").await.unwrap_err();
     assert_eq!(refused.code().unwrap().code(), "42501", "an instance may create schemas: {refused}");
     running.stop().await;

@@ -121,6 +121,8 @@ fn sql_type(constant: &str) -> &'static str {
         "INT8_ARRAY" => "bigint[]",
         "JSON" => "json",
         "JSON_ARRAY" => "json[]",
+        "OID" => "oid",
+        "OID_ARRAY" => "oid[]",
         "TEXT" => "text",
         "TEXT_ARRAY" => "text[]",
         "TIMESTAMPTZ" => "timestamptz",

@@ -2,6 +2,7 @@
 
 mod activation;
 mod admission;
+mod adopt;
 mod append;
 mod breaking;
 mod chaos;
@@ -14,6 +15,7 @@ mod golden;
 mod inline_sql;
 mod instances;
 mod isolation;
+mod ledger;
 mod migration;
 mod old_appends;
 mod operator;
@@ -31,3 +33,4 @@ mod traps;
 mod traps_of_going_back;
 mod traps_of_the_log;
 mod upgrade;
+mod views;

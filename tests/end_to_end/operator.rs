@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use changeover::{ActivateOptions, ActivationProgress, Changeover, ReplayProgress};
+use changeover::{ActivateOptions, ActivationProgress, AdoptOptions, Changeover, Position, ReplayProgress};
 use changeover_testkit::{Database, Process};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,6 +28,8 @@ enum Task {
     Serve,
     /// Activates, and stands still once at a phase.
     Activate { stop_at: String, pause_limit: Duration },
+    /// Adopts the tables of a projector in `public`, and stops itself once at a phase.
+    Adopt { projector: String, position: i64, stop_at: String },
     /// Replays a projector, and stands still once after so many events.
     Replay { projector: String, stop_after: u64 },
 }
@@ -63,6 +65,15 @@ impl Operator {
         pause_limit: Duration,
     ) -> Self {
         Self::start(database, release, Task::Activate { stop_at: stop_at.to_owned(), pause_limit })
+    }
+
+    /// An operator who adopts tables in `public`, and stands still at a phase of the activation that follows.
+    pub(crate) async fn adopt(database: &Database, release: &str, position: i64, stop_at: &str) -> Self {
+        let projector = "orders".to_owned();
+        let task = Task::Adopt { projector, position, stop_at: stop_at.to_owned() };
+        let adopting = Self::start(database, release, task);
+        adopting.stopped().await;
+        adopting
     }
 
     /// An operator who replays a projector, and stands still after so many events.
@@ -141,6 +152,15 @@ async fn child() {
             let stop = Once::new();
             let on_progress = |progress: ActivationProgress| stop.here(phase(&progress) == stop_at);
             end(changeover.activate(&options, &on_progress).await);
+        }
+        Task::Adopt { projector, position, stop_at } => {
+            let options = AdoptOptions {
+                from_schema: Some("public".to_owned()),
+                ..AdoptOptions::at(Position::new(position))
+            };
+            let (stop, projector) = (Once::new(), projector.parse().unwrap());
+            let on_progress = |progress: ActivationProgress| stop.here(phase(&progress) == stop_at);
+            end(changeover.adopt(&projector, &options, &on_progress).await);
         }
         Task::Replay { projector, stop_after } => {
             let (stop, projector) = (Once::new(), projector.parse().unwrap());

@@ -183,6 +183,7 @@ pub(crate) fn phase(progress: &ActivationProgress) -> &'static str {
         ActivationProgress::Paused => "paused",
         ActivationProgress::Drained { .. } => "drained",
         ActivationProgress::Switched => "switched",
+        ActivationProgress::WaitingForReaders { .. } => "waiting for readers",
         other => panic!("a phase without a word: {other:?}"),
     }
 }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use changeover::{
-    ActivateOptions, Builder, Changeover, Pace, Position, ProjectorName, PruneOptions, ReplayOptions,
-    SchemaName, Throttle,
+    ActivateOptions, AdoptAt, AdoptOptions, Builder, Changeover, Pace, Position, ProjectorName, PruneOptions,
+    ReplayOptions, SchemaName, Throttle,
 };
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Subcommand};
@@ -52,6 +52,13 @@ pub enum Command {
     /// SIGTERM) it aborts: what is active serves on.
     #[command(display_order = 106, after_help = EXIT_CODES)]
     Rollback(ActivateArgs),
+    /// Make tables that are there already the active version of a projector
+    ///
+    /// Those of a read model that something else has fed until now. They must be as the projector's version defines them. With
+    /// --from-schema they are moved, and views that can be read and written stay in their places. What came after the
+    /// position is replayed; then this projector is activated. Interrupted, it goes on from there the next time.
+    #[command(display_order = 114, after_help = EXIT_CODES)]
+    Adopt(AdoptArgs),
     /// End every activation that has not switched yet; the active configuration stays
     #[command(display_order = 107, after_help = EXIT_CODES)]
     Abort(AbortArgs),
@@ -72,16 +79,30 @@ pub enum Command {
     Skip(SkipArgs),
     /// Retire a projector without another version in its place
     ///
-    /// By the same pause as an activation. Its tables and its checkpoint are kept. Instances that register the projector
-    /// serve on without feeding it, and are not ready.
+    /// By the same pause as an activation. Its tables and its checkpoint are kept, its stable views are dropped. Instances
+    /// that register the projector serve on without feeding it, and are not ready.
     #[command(display_order = 111, after_help = EXIT_CODES)]
     Deactivate(DeactivateArgs),
+    /// Make the stable views, PROJECTOR.TABLE, show the active versions
+    ///
+    /// An activation does so by itself. This puts right what it could not do: because readers held a view for too long,
+    /// because something was in the way, or because it was killed right after the switch. Ends with 1 where a view
+    /// still does not show the active version.
+    #[command(display_order = 113, after_help = EXIT_CODES)]
+    RepointViews(RepointArgs),
 }
 
 impl Command {
     /// Whether it needs the code of the projectors, hence the application's own binary.
     pub fn needs_projectors(&self) -> bool {
-        matches!(self, Self::Plan | Self::Replay(_) | Self::ActivateConfiguration(_) | Self::Rollback(_))
+        matches!(
+            self,
+            Self::Plan
+                | Self::Replay(_)
+                | Self::ActivateConfiguration(_)
+                | Self::Rollback(_)
+                | Self::Adopt(_)
+        )
     }
 
     /// Its name, as it is typed.
@@ -93,11 +114,13 @@ impl Command {
             Self::Replay(_) => "replay",
             Self::ActivateConfiguration(_) => "activate-configuration",
             Self::Rollback(_) => "rollback",
+            Self::Adopt(_) => "adopt",
             Self::Abort(_) => "abort",
             Self::Prune(_) => "prune",
             Self::Retry(_) => "retry",
             Self::Skip(_) => "skip",
             Self::Deactivate(_) => "deactivate",
+            Self::RepointViews(_) => "repoint-views",
         }
     }
 }
@@ -194,6 +217,9 @@ pub struct ActivateArgs {
     /// The pause.
     #[command(flatten)]
     pub pause: PauseArgs,
+    /// The stable views.
+    #[command(flatten)]
+    pub views: ViewArgs,
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
@@ -207,7 +233,50 @@ impl ActivateArgs {
             catch_up_timeout: self.catch_up_timeout,
             pace: self.pace.pace(),
             keep_following: self.keep_following,
-            ..self.pause.options(&self.who)
+            ..self.pause.options(&self.views, &self.who)
+        }
+    }
+}
+
+/// What `adopt` is told.
+#[derive(Debug, Clone, Args)]
+pub struct AdoptArgs {
+    /// The projector whose tables they are to be
+    pub projector: ProjectorName,
+    /// The tables hold everything up to this position and nothing after it; or the word horizon, if the very transactions that append
+    /// keep them current
+    #[arg(long, value_name = "N|horizon", value_parser = adopt_at)]
+    pub position: AdoptAt,
+    /// Move the tables from this schema, and leave views in their places
+    #[arg(long, value_name = "NAME")]
+    pub from_schema: Option<String>,
+    /// How long to try to move the tables while somebody holds them
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub move_timeout: Duration,
+    /// How long the tables may take to come close to the end of the log
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    pub catch_up_timeout: Duration,
+    /// The pause.
+    #[command(flatten)]
+    pub pause: PauseArgs,
+    /// The stable views.
+    #[command(flatten)]
+    pub views: ViewArgs,
+    /// Who asks.
+    #[command(flatten)]
+    pub who: Who,
+}
+
+impl AdoptArgs {
+    pub(crate) fn options(&self) -> AdoptOptions {
+        AdoptOptions {
+            from_schema: self.from_schema.clone(),
+            move_timeout: self.move_timeout,
+            activation: ActivateOptions {
+                catch_up_timeout: self.catch_up_timeout,
+                ..self.pause.options(&self.views, &self.who)
+            },
+            ..AdoptOptions::at(self.position)
         }
     }
 }
@@ -224,14 +293,35 @@ pub struct PauseArgs {
 }
 
 impl PauseArgs {
-    fn options(&self, who: &Who) -> ActivateOptions {
+    pub(crate) fn options(&self, views: &ViewArgs, who: &Who) -> ActivateOptions {
         ActivateOptions {
             requested_by: who.requested_by(),
             drain_timeout: self.drain_timeout,
             pause_limit: self.pause_limit,
+            repoint_views: !views.no_views,
+            views_timeout: views.views_timeout,
             ..ActivateOptions::default()
         }
     }
+}
+
+/// What becomes of the stable views.
+#[derive(Debug, Clone, Args)]
+pub struct ViewArgs {
+    /// Neither make nor move the stable views PROJECTOR.TABLE
+    #[arg(long)]
+    pub no_views: bool,
+    /// How long to try to move the stable views, after the switch, while readers hold them
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub views_timeout: Duration,
+}
+
+/// What `repoint-views` is told.
+#[derive(Debug, Clone, Args)]
+pub struct RepointArgs {
+    /// How long to try while readers hold the views
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 /// What `abort` is told.
@@ -296,6 +386,9 @@ pub struct DeactivateArgs {
     /// The pause.
     #[command(flatten)]
     pub pause: PauseArgs,
+    /// The stable views.
+    #[command(flatten)]
+    pub views: ViewArgs,
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
@@ -303,7 +396,7 @@ pub struct DeactivateArgs {
 
 impl DeactivateArgs {
     pub(crate) fn options(&self) -> ActivateOptions {
-        self.pause.options(&self.who)
+        self.pause.options(&self.views, &self.who)
     }
 }
 
@@ -427,6 +520,17 @@ fn size(text: &str) -> Result<usize, String> {
     }
 }
 
+fn adopt_at(text: &str) -> Result<AdoptAt, String> {
+    if text == "horizon" {
+        return Ok(AdoptAt::Horizon);
+    }
+    match text.parse() {
+        Ok(position) if position >= 0 => Ok(AdoptAt::Position(Position::new(position))),
+        Ok(_) => Err("positions begin at 1; 0 stands before the first".to_owned()),
+        Err(error) => Err(format!("{error}; give a position or the word horizon")),
+    }
+}
+
 fn position(text: &str) -> Result<Position, String> {
     let position: i64 = text.parse().map_err(|error: std::num::ParseIntError| error.to_string())?;
     if position < 1 {
@@ -465,12 +569,14 @@ mod tests {
         check("plan", true);
         check("replay", true);
         check("activate-configuration", true);
+        check("adopt orders --position 7", true);
         check("abort", false);
         check("retry orders", false);
         check("skip orders --position 7", false);
         check("prune --keep 1", false);
         check("rollback", true);
         check("deactivate orders", false);
+        check("repoint-views", false);
     }
 
     #[test]
@@ -486,6 +592,9 @@ mod tests {
         check("prune --yes", "--keep <N>");
         check("prune --keep 1 --yes --dry-run", "cannot be used with");
         check("prune --keep all", "invalid digit");
+        check("adopt orders", "--position <N|horizon>");
+        check("adopt orders --position=-1", "0 stands before the first");
+        check("adopt orders --position end", "the word horizon");
         check("retry Orders", "lower-case");
         check("activate-configuration --pause-limit 0s", "more than nothing");
         check("activate-configuration --pause-limit 3", "examples: 500ms");
@@ -506,13 +615,36 @@ mod tests {
         assert_eq!(ours.keep_following, theirs.keep_following);
         assert_eq!(ours.drain_timeout, theirs.drain_timeout);
         assert_eq!(ours.pause_limit, theirs.pause_limit);
-        let args = "activate-configuration --pause-limit 500ms --drain-timeout 2m --requested-by ci";
+        assert_eq!(ours.repoint_views, theirs.repoint_views);
+        assert_eq!(ours.views_timeout, theirs.views_timeout);
+        let args = "activate-configuration --no-views --views-timeout 1m --pause-limit 500ms --drain-timeout 2m --requested-by ci";
         let Command::ActivateConfiguration(args) = parse(args).unwrap().command else {
             panic!("another command");
         };
         assert_eq!(args.options().pause_limit, Duration::from_millis(500));
         assert_eq!(args.options().drain_timeout, Duration::from_mins(2));
         assert_eq!(args.options().requested_by, "ci");
+        assert_eq!(
+            (args.options().repoint_views, args.options().views_timeout),
+            (false, Duration::from_mins(1))
+        );
+    }
+
+    #[test]
+    fn what_is_to_be_adopted_is_told_to_the_library() {
+        let Command::Adopt(args) = parse("adopt orders --position 0").unwrap().command else {
+            panic!("another command");
+        };
+        let (ours, theirs) = (args.options(), AdoptOptions::at(Position::START));
+        assert_eq!((ours.position, ours.from_schema), (theirs.position, theirs.from_schema));
+        assert_eq!(ours.move_timeout, theirs.move_timeout);
+        assert_eq!(ours.activation.catch_up_timeout, theirs.activation.catch_up_timeout);
+        let line = "adopt orders --position horizon --from-schema public --pause-limit 9s --requested-by ci";
+        let Command::Adopt(args) = parse(line).unwrap().command else { panic!("another command") };
+        let ours = args.options();
+        assert_eq!((ours.position, ours.from_schema.as_deref()), (AdoptAt::Horizon, Some("public")));
+        assert_eq!(ours.activation.pause_limit, Duration::from_secs(9));
+        assert_eq!(ours.activation.requested_by, "ci");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use changeover::{
-    ActivateError, Blocker, ConnectError, MigrateError, NoWayBack, NotPruned, Obstacle, PruneError, Pruned,
-    RegisterError, ReplayError, RollbackError, SkipError, StoreError,
+    ActivateError, AdoptError, Blocker, ConnectError, MigrateError, NoWayBack, NotPruned, Obstacle,
+    PruneError, Pruned, RegisterError, ReplayError, RollbackError, SkipError, StoreError, TableDifference,
 };
 use serde::Serialize;
 
@@ -78,6 +78,7 @@ pub(crate) struct Failure {
 pub(crate) enum InTheWay {
     Blockers(Vec<Blocker>),
     Obstacles(Vec<Obstacle>),
+    Differences(Vec<TableDifference>),
     Prune(Box<Protected>),
 }
 
@@ -121,6 +122,9 @@ impl Failure {
             None => {}
             Some(InTheWay::Obstacles(list)) => {
                 lines.extend(list.iter().map(|one| format!("  in the way: {one}")));
+            }
+            Some(InTheWay::Differences(list)) => {
+                lines.extend(list.iter().map(|one| format!("  different: {one}")));
             }
             Some(InTheWay::Blockers(list)) => {
                 lines.extend(list.iter().map(|one| format!("  blocked by: {one}")));
@@ -310,6 +314,38 @@ impl From<PruneError> for Failure {
             }
             error => Self::of(DATABASE, &error),
         }
+    }
+}
+
+impl From<AdoptError> for Failure {
+    fn from(error: AdoptError) -> Self {
+        let kind = match &error {
+            AdoptError::NotOurs(_) => (Exit::Refused, "unknown_projector"),
+            AdoptError::AlreadyKnown { .. } => (Exit::Refused, "already_known"),
+            AdoptError::AboveHorizon { .. } => (Exit::Refused, "above_horizon"),
+            AdoptError::Different { .. } => (Exit::Refused, "other_tables"),
+            AdoptError::SchemaIsThere { .. } => (Exit::Refused, "foreign_tables"),
+            AdoptError::Ddl { .. } => (Exit::Failed, "ddl"),
+            AdoptError::NotProved { .. } => (Exit::Refused, "not_proved"),
+            AdoptError::Blocked { .. } => (Exit::Refused, "blocked"),
+            AdoptError::NotActivated { source, .. } => of_activate(source),
+            _ => DATABASE,
+        };
+        let mut failure = Self::of(kind, &error);
+        match error {
+            AdoptError::Different { projector, version, differences } => {
+                failure.message = format!("not adopted: the tables are not those of {projector} {version}");
+                failure.next = Some("change the tables or the definition".into());
+                failure.in_the_way = Some(InTheWay::Differences(differences));
+            }
+            AdoptError::Blocked { blockers, .. } if !blockers.is_empty() => {
+                "not adopted: the tables could not be moved".clone_into(&mut failure.message);
+                failure.next = Some("end what blocks it, or try again later".into());
+                failure.in_the_way = Some(InTheWay::Blockers(blockers));
+            }
+            _ => {}
+        }
+        failure
     }
 }
 

@@ -44,7 +44,7 @@ pub fn main_without_projectors(name: &'static str, version: &'static str) -> Exi
 }
 
 fn without_projectors(name: &'static str, version: &'static str) -> clap::Command {
-    let hidden = ["plan", "replay", "activate-configuration", "rollback"];
+    let hidden = ["plan", "replay", "activate-configuration", "rollback", "adopt"];
     hidden.into_iter().fold(Program::command().name(name).version(version), |parser, name| {
         parser.mut_subcommand(name, |command| {
             let elsewhere =
@@ -125,7 +125,7 @@ mod tests {
             let arguments = match command.get_name() {
                 "retry" | "deactivate" => vec!["orders"],
                 "prune" => vec!["--keep", "1"],
-                "skip" => vec!["orders", "--position", "1"],
+                "skip" | "adopt" => vec!["orders", "--position", "1"],
                 _ => vec![],
             };
             let line = ["changeover", command.get_name()].into_iter().chain(arguments);

@@ -6,12 +6,16 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use changeover::{Activated, ActivationProgress, Builder, Changeover, Position, ProjectorName, Status, Step};
+use changeover::{
+    ActivateOptions, Activated, ActivationProgress, Builder, Changeover, Position, ProjectorName, Status,
+    Step,
+};
 use serde_json::json;
 use tokio::time::timeout;
 
 use crate::command::{
-    AbortArgs, ActivateArgs, Command, DeactivateArgs, Options, PruneArgs, ReplayArgs, RetryArgs, SkipArgs,
+    AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, Options, PruneArgs, ReplayArgs, RepointArgs,
+    RetryArgs, SkipArgs,
 };
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupts;
@@ -55,11 +59,13 @@ async fn perform(command: Command, builder: Builder, progress: &Progress) -> Res
         Command::ActivateConfiguration(args) => activate(changeover, &args, Way::Forward, progress).await,
         Command::Rollback(args) if args.dry_run => plan_rollback(changeover).await,
         Command::Rollback(args) => activate(changeover, &args, Way::Back, progress).await,
+        Command::Adopt(args) => adopt(changeover, &args, progress).await,
         Command::Abort(args) => abort(changeover, &args).await,
         Command::Prune(args) => prune(changeover, &args).await,
         Command::Retry(args) => retry(changeover, &args).await,
         Command::Skip(args) => skip(changeover, &args).await,
         Command::Deactivate(args) => deactivate(changeover, &args, progress).await,
+        Command::RepointViews(args) => repoint_views(changeover, &args).await,
     }
 }
 
@@ -127,40 +133,87 @@ async fn activate(
     way: Way,
     progress: &Progress,
 ) -> Result<Report, Failure> {
+    let (options, watch) = (args.options(), Watch::new(progress));
+    let on_progress = |at| watch.note(&at);
+    let performing = Box::pin(async {
+        let done = match way {
+            Way::Forward => changeover.activate(&options, &on_progress).await?,
+            Way::Back => changeover.rollback(&options, &on_progress).await?,
+        };
+        Ok(activated(&done))
+    });
+    let kept = "what was active before is active still, what was replayed is kept";
+    or_stopped(changeover, &options, &watch, kept, performing).await
+}
+
+async fn adopt(changeover: &Changeover, args: &AdoptArgs, progress: &Progress) -> Result<Report, Failure> {
+    let (options, watch) = (args.options(), Watch::new(progress));
+    let on_progress = |at| watch.note(&at);
+    let performing = Box::pin(async {
+        let adopted = changeover.adopt(&args.projector, &options, &on_progress).await?;
+        Ok(Report::done(tables::adopted(&adopted), documents::adopted(&adopted)))
+    });
+    let kept = "the tables stay adopted, and are not active yet; run `adopt` again with the same options";
+    or_stopped(changeover, &options.activation, &watch, kept, performing).await
+}
+
+/// How far an activation has come, for whoever has to stop it.
+struct Watch<'p> {
+    progress: &'p Progress,
+    started: OnceLock<i64>,
+    switched: OnceLock<()>,
+}
+
+impl<'p> Watch<'p> {
+    fn new(progress: &'p Progress) -> Self {
+        Self { progress, started: OnceLock::new(), switched: OnceLock::new() }
+    }
+
+    fn note(&self, at: &ActivationProgress) {
+        match at {
+            // Set once: an activation has one number, and one switch.
+            ActivationProgress::Started { activation } => {
+                let _ = self.started.set(*activation);
+            }
+            ActivationProgress::Switched => {
+                let _ = self.switched.set(());
+            }
+            _ => {}
+        }
+        self.progress.activating(at);
+    }
+}
+
+/// Performs something that contains an activation; told to stop, aborts the activation, unless it has switched already.
+async fn or_stopped(
+    changeover: &Changeover,
+    options: &ActivateOptions,
+    watch: &Watch<'_>,
+    kept: &str,
+    mut performing: impl Future<Output = Result<Report, Failure>> + Unpin,
+) -> Result<Report, Failure> {
     /// How long after the pause's limit we wait for an outcome that is certain already.
     const CONCLUDING: Duration = Duration::from_secs(5);
     let mut interrupts = interrupts()?;
-    let options = args.options();
-    let started = OnceLock::new();
-    let on_progress = |at: ActivationProgress| {
-        if let ActivationProgress::Started { activation } = at {
-            // Set once: an activation has one number.
-            let _ = started.set(activation);
-        }
-        progress.activating(&at);
-    };
-    let mut activating = Box::pin(async {
-        match way {
-            Way::Forward => changeover.activate(&options, &on_progress).await.map_err(Failure::from),
-            Way::Back => changeover.rollback(&options, &on_progress).await.map_err(Failure::from),
-        }
-    });
     let signal = tokio::select! {
-        done = &mut activating => return Ok(activated(&done?)),
+        done = &mut performing => return done,
         signal = interrupts.next() => signal,
     };
-    let Some(&activation) = started.get() else {
+    let Some(&activation) = watch.started.get() else {
         return Err(Failure::interrupted(format!("{signal}: nothing was activated")));
     };
-    progress.say(format!("{signal}: aborting activation {activation}"));
+    if watch.switched.get().is_some() {
+        return Ok(left_after_the_switch(signal, activation));
+    }
+    watch.progress.say(format!("{signal}: aborting activation {activation}"));
     let aborting = async {
         let aborted = changeover.abort_one(activation, &options.requested_by).await?;
         Ok::<_, Failure>(aborted)
     };
     let aborted = tokio::select! {
         // It goes on meanwhile: if it switches first, that is the result.
-        done = &mut activating => match done {
-            Ok(done) => return Ok(activated(&done)),
+        done = &mut performing => match done {
+            Ok(done) => return Ok(done),
             Err(_) => true,
         },
         aborted = aborting => aborted?,
@@ -169,12 +222,30 @@ async fn activate(
             return Err(Failure::interrupted(text).next("see `status`"));
         }
     };
-    if !aborted && let Ok(Ok(done)) = timeout(options.pause_limit + CONCLUDING, activating).await {
-        return Ok(activated(&done));
+    if !aborted {
+        if let Ok(Ok(done)) = timeout(options.pause_limit + CONCLUDING, performing).await {
+            return Ok(done);
+        }
+        if watch.switched.get().is_some() {
+            return Ok(left_after_the_switch(signal, activation));
+        }
     }
-    Err(Failure::interrupted(format!(
-        "{signal}: activation {activation} was aborted; what was active before is active still, what was replayed is kept"
-    )))
+    Err(Failure::interrupted(format!("{signal}: activation {activation} was aborted; {kept}")))
+}
+
+/// What was asked for is done; what comes after it was not waited for.
+fn left_after_the_switch(signal: &str, activation: i64) -> Report {
+    let text = format!(
+        "{signal}: activation {activation} has switched. Whether the stable views followed was not waited for: `repoint-views` makes sure.\n"
+    );
+    Report::done(text, json!({ "activation": activation, "switched": true, "views": null }))
+}
+
+async fn repoint_views(changeover: &Changeover, args: &RepointArgs) -> Result<Report, Failure> {
+    let views = changeover.repoint_views(args.timeout).await?;
+    let right = views.iter().all(|views| views.problems.is_empty());
+    let exit = if right { Exit::Done } else { Exit::Refused };
+    Ok(Report { exit, text: tables::repointed(&views), json: documents::repointed(&views) })
 }
 
 fn activated(activated: &Activated) -> Report {

@@ -46,6 +46,7 @@ pub struct Builder {
     signals: Signals,
     activation_wait: Duration,
     when_nothing_is_active: WhenNothingIsActive,
+    stable_views: bool,
 }
 
 impl Changeover {
@@ -68,6 +69,7 @@ impl Builder {
             signals: Signals::default(),
             activation_wait: Duration::from_secs(3),
             when_nothing_is_active: WhenNothingIsActive::default(),
+            stable_views: true,
         }
     }
 
@@ -130,6 +132,16 @@ impl Builder {
         self
     }
 
+    /// Whether views `<projector>.<table>` are kept that always show the active version, for readers outside the application;
+    /// true unless set. They are made and moved by whoever activates a configuration, right after the switch, and by the
+    /// first instance ever, where it makes its own configuration the active one. Views that are there stay as they are while this
+    /// is off.
+    #[must_use]
+    pub fn stable_views(mut self, keep: bool) -> Self {
+        self.stable_views = keep;
+        self
+    }
+
     /// Brings Changeover's schema up to date. Any number of processes may do so at once. Returns what was applied.
     pub async fn migrate(&self) -> Result<Vec<i32>, MigrateError> {
         migrate::migrate(&self.config, &self.schema).await
@@ -156,7 +168,12 @@ impl Builder {
             return Err(obstacle.into());
         }
         drop(client);
-        let decider = Decider::new(store.clone(), self.configuration.clone(), self.when_nothing_is_active);
+        let decider = Decider::new(
+            store.clone(),
+            self.configuration.clone(),
+            self.when_nothing_is_active,
+            self.stable_views,
+        );
         let background = background_pool(&store, BACKGROUND_POOL)?;
         Ok(Changeover {
             core: Arc::new(Core {
@@ -169,6 +186,7 @@ impl Builder {
                 published: Waker::new(),
                 signals: self.signals,
                 activation_wait: self.activation_wait,
+                stable_views: self.stable_views,
                 background,
                 identity: Identity {
                     id: Uuid::now_v7(),

@@ -29,6 +29,8 @@ pub(crate) struct Core {
     pub(crate) published: Waker,
     pub(crate) signals: Signals,
     pub(crate) activation_wait: Duration,
+    /// Whether this process keeps stable views.
+    pub(crate) stable_views: bool,
     /// Connections for publishing, so that a busy application cannot keep its own read models from being fed.
     pub(crate) background: Pool,
     pub(crate) identity: Identity,

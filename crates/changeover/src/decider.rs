@@ -16,6 +16,7 @@ use crate::projector::Registered;
 use crate::projector::configuration::Configuration;
 use crate::registration;
 use crate::store::{Store, StoreError, rows};
+use crate::views;
 use crate::words::decision::{Refused, Verdict, VersionState, decide, followed};
 use crate::words::names::ProjectorName;
 use crate::words::plan::Target;
@@ -80,6 +81,7 @@ pub(crate) struct Decider {
     store: Arc<Store>,
     configuration: Configuration,
     when_nothing_is_active: WhenNothingIsActive,
+    stable_views: bool,
     current: ArcSwapOption<Decided>,
     /// A connection of its own: never a caller's transaction, whose snapshot may be old, and never one of the pool's, all
     /// of which may be taken by transactions that wait for this very decision.
@@ -94,11 +96,13 @@ impl Decider {
         store: Arc<Store>,
         configuration: Configuration,
         when_nothing_is_active: WhenNothingIsActive,
+        stable_views: bool,
     ) -> Self {
         Self {
             store,
             configuration,
             when_nothing_is_active,
+            stable_views,
             current: ArcSwapOption::empty(),
             connection: Mutex::new(None),
             readiness: watch::Sender::new(Readiness::unknown()),
@@ -237,6 +241,9 @@ impl Decider {
                 WhenNothingIsActive::Refuse => Verdict::Refused(Refused::NoConfigurationIsActive),
                 WhenNothingIsActive::AssumeOurs => {
                     let assumed = registration::assume(&self.store, client, &self.configuration).await?;
+                    if assumed == Ok(true) && self.stable_views {
+                        views::follow_once(&self.store, client).await?;
+                    }
                     read = Read::now(&self.store, client).await?;
                     assumed.err().map_or_else(|| decide(&ours, &read.states), Verdict::Refused)
                 }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::activation::rollback::{self, RollbackError};
 use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress};
+use crate::adopt::{self, AdoptError, AdoptOptions, Adopted};
 use crate::codec;
 use crate::core::Core;
 use crate::expiry;
@@ -25,6 +26,7 @@ use crate::publisher;
 use crate::replayer::{self, CaughtUp, ReplayError, ReplayOptions, ReplayProgress};
 use crate::status::{Status, status};
 use crate::store::{Path, StoreError};
+use crate::views::{self, ProjectorViews};
 use crate::wake::Waker;
 use crate::words::event::{Expected, Recorded};
 use crate::words::names::{ProjectorName, StreamName};
@@ -401,8 +403,79 @@ impl Changeover {
         Ok(!ended.is_empty())
     }
 
+    /// Makes tables that are there already the active version of a projector of this configuration: those of a read model that
+    /// something else has fed until now.
+    ///
+    /// The tables must be as the version defines them. They are moved into the schema of their version, with a view in each
+    /// one's place that can be read and written like the table, by the same people; or they are there already. What came after
+    /// [`AdoptOptions::position`] is then replayed, and an activation of this projector alone makes the version active: from
+    /// there on it is fed like any other. Instances without this projector retire at that moment, as with every activation that
+    /// adds one.
+    ///
+    /// Up to where the rows are right is the caller's to know. [`AdoptAt::Position`](crate::AdoptAt::Position) says that whoever fed them has stopped
+    /// there; it works for every projector, whoever appends meanwhile. [`AdoptAt::Horizon`](crate::AdoptAt::Horizon) is for tables that the
+    /// appending transactions themselves keep current: nothing is replayed, and the pause waits for all of those transactions.
+    ///
+    /// The tables are locked for as long as it takes to move them, and never asked for longer than a moment at a time. If
+    /// this is interrupted or fails after they were taken over, the same call goes on from there.
+    ///
+    /// ```no_run
+    /// use changeover::{AdoptOptions, Position};
+    ///
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::AdoptError> {
+    /// let options = AdoptOptions {
+    ///     from_schema: Some("public".to_owned()),
+    ///     ..AdoptOptions::at(Position::new(120_000))
+    /// };
+    /// let projector = "order_summary".parse().expect("a name");
+    /// let adopted = changeover.adopt(&projector, &options, &|_| {}).await?;
+    /// println!("{} {} is active", adopted.projector, adopted.version);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`AdoptError`]: the projector is known already, the tables differ, the position is above the horizon.
+    pub async fn adopt(
+        &self,
+        projector: &ProjectorName,
+        options: &AdoptOptions,
+        on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
+    ) -> Result<Adopted, AdoptError> {
+        let registered = self
+            .core
+            .configuration
+            .projectors
+            .get(projector)
+            .ok_or_else(|| AdoptError::NotOurs(projector.clone()))?;
+        adopt::adopt(&self.core, registered, options, None, on_progress).await
+    }
+
+    /// Makes the stable views `<projector>.<table>` show the active versions, of all projectors. An activation does that by
+    /// itself; this puts right what it could not do, because readers held a view for too long, something was in the way, or its
+    /// process was killed right after the switch. [`status`](Self::status) shows views that lag behind.
+    ///
+    /// All views of one projector move in one transaction. It never waits for a reader for longer than a moment at a time, so
+    /// that no other reader queues behind it, and tries until `timeout` has passed. Needs no projector's code: it takes the names of
+    /// the tables from the database.
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::StoreError> {
+    /// for views in changeover.repoint_views(std::time::Duration::from_secs(10)).await? {
+    ///     for problem in views.problems {
+    ///         eprintln!("{problem}");
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn repoint_views(&self, timeout: Duration) -> Result<Vec<ProjectorViews>, StoreError> {
+        let client = self.core.store.single().await?;
+        views::follow(&self.core.store, &client, timeout, &|_, _| {}).await
+    }
+
     /// Retires one projector without another version in its place, by the same pause as an activation. Its tables and its
-    /// checkpoint are kept.
+    /// checkpoint are kept; its stable views are dropped, and come back with what was granted on them if a version of it is
+    /// activated again.
     pub async fn deactivate(
         &self,
         projector: &ProjectorName,

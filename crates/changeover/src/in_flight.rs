@@ -15,7 +15,7 @@ pub enum Holds {
     Lease,
     /// A batch that is being published or replayed.
     Presence,
-    /// Locks on tables that are to be dropped, or on what goes with them.
+    /// Locks on tables or views that are to be moved or dropped, or on what goes with them.
     Tables,
 }
 
@@ -76,6 +76,16 @@ pub(crate) async fn in_the_way(
     pid: i32,
 ) -> Result<Vec<Blocker>, StoreError> {
     let rows = store.query(on, &store.sql.in_the_way, &[&schema, &pid]).await?;
+    Ok(rows.iter().map(|row| blocker(row, Holds::Tables)).collect())
+}
+
+/// Everybody who holds a lock on one of some relations, the oldest first.
+pub(crate) async fn lock_holders(
+    store: &Store,
+    on: impl Into<On<'_>>,
+    relations: &[u32],
+) -> Result<Vec<Blocker>, StoreError> {
+    let rows = store.query(on, &store.sql.lock_holders, &[&relations]).await?;
     Ok(rows.iter().map(|row| blocker(row, Holds::Tables)).collect())
 }
 

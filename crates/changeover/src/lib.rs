@@ -13,6 +13,7 @@ extern crate self as changeover;
 
 mod activation;
 mod admission;
+mod adopt;
 mod builder;
 mod codec;
 mod core;
@@ -31,6 +32,7 @@ mod replayer;
 mod status;
 mod step;
 mod store;
+mod views;
 mod wake;
 mod watch;
 mod words;
@@ -42,6 +44,8 @@ pub use {deadpool_postgres, semver, tokio_postgres};
 
 pub use crate::activation::rollback::{GoneVersion, RollbackError};
 pub use crate::activation::{ActivateError, ActivateOptions, Activated, ActivationProgress};
+pub use crate::adopt::shape::TableDifference;
+pub use crate::adopt::{AdoptAt, AdoptError, AdoptOptions, Adopted};
 pub use crate::builder::{Builder, ConnectError};
 pub use crate::codec::EncodeError;
 pub use crate::decider::WhenNothingIsActive;
@@ -62,6 +66,7 @@ pub use crate::replayer::{CaughtUp, Pace, ReplayError, ReplayOptions, ReplayProg
 pub use crate::status::{OpenActivation, ProjectorStatus, Stall, Status, TablesStatus};
 pub use crate::store::migrate::MigrateError;
 pub use crate::store::{Path, StoreError};
+pub use crate::views::{ProjectorViews, StableView, ViewProblem};
 pub use crate::wake::{Signals, Waker};
 pub use crate::words::decision::{NotFed, Refused, Verdict, VersionState, Versions, decide};
 pub use crate::words::event::{Expected, RawEvent, Recorded};

@@ -129,15 +129,15 @@ pub(crate) async fn register(
     .map(drop)
 }
 
-/// Makes a configuration the active one where nothing was ever activated. Not an error if somebody else was faster: the
-/// states then say what is so.
+/// Makes a configuration the active one where nothing was ever activated, and says whether it did. Not an error if somebody else
+/// was faster: the states then say what is so.
 pub(crate) async fn assume(
     store: &Store,
     client: &Client,
     configuration: &Configuration,
-) -> Result<Result<(), Refused>, StoreError> {
+) -> Result<Result<bool, Refused>, StoreError> {
     if configuration.projectors.is_empty() {
-        return Ok(Ok(()));
+        return Ok(Ok(false));
     }
     let mut refused = None;
     let assumed = changing(store, client, async |client| {
@@ -176,7 +176,7 @@ pub(crate) async fn assume(
     if assumed == Changed::Yes {
         info!(configuration = ?configuration.versions(), "nothing was active: assumed our configuration");
     }
-    Ok(refused.map_or(Ok(()), Err))
+    Ok(refused.map_or(Ok(assumed == Changed::Yes), Err))
 }
 
 /// What became of the states.

@@ -10,6 +10,7 @@ use crate::horizon;
 use crate::in_flight::{self, Blocker};
 use crate::instances::{self, Instance};
 use crate::store::{Store, StoreError, rows};
+use crate::views::{self, StableView};
 use crate::words::names::ProjectorName;
 use crate::words::position::{Generation, Position};
 use crate::words::state::{Delivery, ProjectorState};
@@ -27,6 +28,8 @@ pub struct Status {
     pub newest: Position,
     /// Every projector version.
     pub projectors: Vec<ProjectorStatus>,
+    /// The stable views, of projectors that have any.
+    pub views: Vec<StableView>,
     /// The activation that is under way, if there is one.
     pub activation: Option<OpenActivation>,
     /// Transactions in flight that append or publish, the oldest first.
@@ -103,7 +106,7 @@ pub struct OpenActivation {
     pub pause_left_secs: Option<f64>,
 }
 
-/// Reads it all. Costs seven small statements.
+/// Reads it all. Costs eight small statements.
 pub(crate) async fn status(store: &Store, client: &Client) -> Result<Status, StoreError> {
     let generation = store.query_one(client, &store.sql.generation, &[]).await?.get("generation");
     let look = horizon::look(store, client).await?;
@@ -119,6 +122,7 @@ pub(crate) async fn status(store: &Store, client: &Client) -> Result<Status, Sto
             .iter()
             .map(|row| projector(row, &checkpoints, look.horizon))
             .collect::<Result<_, _>>()?,
+        views: views::all(store, client).await?,
         activation: open.map(|row| OpenActivation {
             id: row.get("id"),
             requested_by: row.get("requested_by"),

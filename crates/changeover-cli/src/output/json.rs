@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use changeover::{Activated, CaughtUp, Plan, PrunePlan, Pruned, Status};
+use changeover::{Activated, AdoptAt, Adopted, CaughtUp, Plan, ProjectorViews, PrunePlan, Pruned, Status};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -36,6 +36,7 @@ pub(crate) fn plan(plan: &Plan) -> Value {
 pub(crate) fn activated(activated: &Activated) -> Value {
     let mut json = value(activated);
     json["plan"] = plan(&activated.plan);
+    json["views"] = views(&activated.views);
     json
 }
 
@@ -45,6 +46,34 @@ pub(crate) fn prune_plan(plan: &PrunePlan) -> Value {
 
 pub(crate) fn pruned(pruned: &Pruned) -> Value {
     value(pruned)
+}
+
+pub(crate) fn adopted(adopted: &Adopted) -> Value {
+    let mut json = value(adopted);
+    json["position"] = match adopted.position {
+        AdoptAt::Position(position) => value(&position),
+        AdoptAt::Horizon => "horizon".into(),
+    };
+    json["activation"] = activated(&adopted.activation);
+    json
+}
+
+pub(crate) fn repointed(repointed: &[ProjectorViews]) -> Value {
+    json!({ "views": views(repointed) })
+}
+
+/// Every problem in words as well.
+fn views(views: &[ProjectorViews]) -> Value {
+    let of = |views: &ProjectorViews| {
+        let mut json = value(views);
+        if let Some(problems) = json["problems"].as_array_mut() {
+            for (problem, json) in views.problems.iter().zip(problems) {
+                json["message"] = problem.to_string().into();
+            }
+        }
+        json
+    };
+    views.iter().map(of).collect()
 }
 
 pub(crate) fn replayed(replayed: &[CaughtUp]) -> Value {

@@ -139,6 +139,14 @@ impl Progress {
                     format!("waiting for transactions that have been open for long: {}", who.join("; ")),
                 );
             }
+            ActivationProgress::WaitingForReaders { projector, readers } => {
+                let who: Vec<String> = readers.iter().map(ToString::to_string).collect();
+                self.say_at_most_every(
+                    EVERY,
+                    "waiting for readers",
+                    format!("waiting for readers of {projector}: {}", who.join("; ")),
+                );
+            }
             // Nothing is written during the pause: a terminal that does not take it would prolong it.
             _ => {}
         }

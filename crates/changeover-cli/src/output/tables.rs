@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use changeover::{
-    Activated, Blocker, CaughtUp, Fate, Holds, Instance, LostConfiguration, OpenActivation, Plan,
-    ProjectorStatus, PrunePlan, Pruned, RetiredTables, Stall, Status, Step,
+    Activated, AdoptAt, Adopted, Blocker, CaughtUp, Fate, Holds, Instance, LostConfiguration, OpenActivation,
+    Plan, ProjectorStatus, ProjectorViews, PrunePlan, Pruned, RetiredTables, StableView, Stall, Status, Step,
 };
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
@@ -41,6 +41,7 @@ pub(crate) fn status(status: &Status) -> String {
     for (projector, stall) in stalls(&status.projectors) {
         text.push_str(&stalled(projector, stall));
     }
+    text.push_str(&behind(&status.views));
     text.push('\n');
     text.push_str(&activation(status.activation.as_ref()));
     text.push_str(&in_flight(&status.in_flight));
@@ -122,6 +123,27 @@ fn stalled(projector: &ProjectorStatus, stall: &Stall) -> String {
         let _ = write!(text, ", or go on without this event: `skip {name} --position {position}`");
     }
     text.push('\n');
+    text
+}
+
+/// The stable views that do not show what they should.
+fn behind(views: &[StableView]) -> String {
+    let mut text = String::new();
+    for view in views.iter().filter(|view| view.lags_behind()) {
+        let StableView { projector, view, shows, active } = view;
+        let _ = match (shows, active) {
+            (Some(shows), Some(active)) => write!(
+                text,
+                "\nView {projector}.{view} still shows version {shows}, and version {active} is active"
+            ),
+            (Some(shows), None) => write!(
+                text,
+                "\nView {projector}.{view} still shows version {shows}, whose place nothing has taken"
+            ),
+            (None, _) => write!(text, "\nView {projector}.{view} is missing, or is not ours"),
+        };
+        text.push_str(": `repoint-views` puts that right or says why not.\n");
+    }
     text
 }
 
@@ -241,7 +263,9 @@ fn steps(plan: &Plan) -> String {
 
 /// What an activation did.
 pub(crate) fn activated(activated: &Activated) -> String {
-    let Some(activation) = activated.activation else { return plan(&activated.plan) };
+    let Some(activation) = activated.activation else {
+        return plan(&activated.plan) + &views_moved(&activated.views);
+    };
     let mut text = steps(&activated.plan);
     let _ = write!(text, "\nActivation {activation} switched");
     if let Some(horizon) = activated.horizon {
@@ -254,6 +278,50 @@ pub(crate) fn activated(activated: &Activated) -> String {
         text.push_str(" without a pause");
     }
     text.push_str(".\n");
+    text + &views_moved(&activated.views)
+}
+
+/// What was adopted.
+pub(crate) fn adopted(adopted: &Adopted) -> String {
+    let Adopted { projector, version, position, moved, schema, activation } = adopted;
+    let at = match position {
+        AdoptAt::Position(position) => format!("at position {}", thousands(position.get())),
+        AdoptAt::Horizon => "at the horizon".to_owned(),
+    };
+    let mut text = format!("{projector} {version} adopted the tables in {schema} {at}.\n");
+    if !moved.is_empty() {
+        let views = if moved.len() == 1 { "a view stands" } else { "views stand" };
+        let _ = writeln!(text, "They came from {}, where {views} in their place.", moved.join(", "));
+    }
+    text.push('\n');
+    text + &activated(activation)
+}
+
+/// What `repoint-views` did.
+pub(crate) fn repointed(views: &[ProjectorViews]) -> String {
+    let text = views_moved(views);
+    if text.is_empty() {
+        "The stable views show the active versions: there was nothing to do.\n".to_owned()
+    } else {
+        text
+    }
+}
+
+fn views_moved(views: &[ProjectorViews]) -> String {
+    let mut text = String::new();
+    for views in views.iter().filter(|views| !views.changed.is_empty()) {
+        let names = views.changed.join(", ");
+        let one = views.changed.len() == 1;
+        let _ = match (views.active, one) {
+            (Some(major), true) => writeln!(text, "Stable view {names} now shows version {major}."),
+            (Some(major), false) => writeln!(text, "Stable views {names} now show version {major}."),
+            (None, true) => writeln!(text, "Stable view {names} was dropped: no version is active."),
+            (None, false) => writeln!(text, "Stable views {names} were dropped: no version is active."),
+        };
+    }
+    for problem in views.iter().flat_map(|views| &views.problems) {
+        let _ = writeln!(text, "Note: {}.", plain(&problem.to_string()));
+    }
     text
 }
 

@@ -39,7 +39,7 @@ async fn the_binary_offers_what_needs_no_projector() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_needs_a_projector_is_a_usage_error_of_the_binary() {
     let changeover = Program::changeover().at("postgres://nobody@localhost:1/none");
-    for line in ["plan", "replay orders", "activate-configuration --dry-run"] {
+    for line in ["plan", "replay orders", "activate-configuration --dry-run", "adopt orders --position 1"] {
         let ran = changeover.run(line).ended(2);
         let name = line.split(' ').next().unwrap();
         assert!(ran.stderr.contains(&format!("run `{name}` of the application's own binary")), "{ran}");

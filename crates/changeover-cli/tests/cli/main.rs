@@ -1,6 +1,7 @@
 //! The commands as they are typed: real processes, a real PostgreSQL, a fresh database each.
 
 mod activation;
+mod adopt;
 mod going_back;
 mod help;
 mod hints;
@@ -8,3 +9,4 @@ mod operations;
 mod program;
 mod pruning;
 mod reading;
+mod views;

@@ -16,16 +16,17 @@ use std::time::Duration;
 use postgres_types::{Json, ToSql};
 use serde::Serialize;
 use tokio_postgres::Client;
-use tracing::info;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::core::Core;
 use crate::expiry::{expire, paused_by};
 use crate::in_flight::Blocker;
-use crate::projector::Registered;
+use crate::projector::{Registered, chain};
 use crate::registration::{self, RegisterError, Registry};
 use crate::replayer::{Pace, ReplayError, ReplayProgress};
 use crate::store::StoreError;
+use crate::views::{self, ProjectorViews};
 use crate::words::names::ProjectorName;
 use crate::words::plan::{Obstacle, Plan, Step, plan};
 use crate::words::position::Position;
@@ -57,6 +58,11 @@ pub struct ActivateOptions {
     pub keep_following: bool,
     /// The deadline of the pause: past it the old version serves again, whatever became of the activation.
     pub pause_limit: Duration,
+    /// Whether the stable views `<projector>.<table>` are moved to the new versions after the switch.
+    pub repoint_views: bool,
+    /// How long that is tried while readers hold the views. It comes after the pause, and the activation stands whatever
+    /// becomes of it.
+    pub views_timeout: Duration,
 }
 
 impl Default for ActivateOptions {
@@ -71,6 +77,8 @@ impl Default for ActivateOptions {
             drain_timeout: Duration::from_secs(30),
             keep_following: false,
             pause_limit: Duration::from_secs(2),
+            repoint_views: true,
+            views_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -106,6 +114,13 @@ pub enum ActivationProgress {
     },
     /// The configuration is active.
     Switched,
+    /// The stable views of a projector, or tables that it is to adopt, are still to be moved: readers hold them.
+    WaitingForReaders {
+        /// The projector.
+        projector: ProjectorName,
+        /// The readers, as far as they can be seen.
+        readers: Vec<Blocker>,
+    },
 }
 
 /// A configuration that became active, or was already.
@@ -124,6 +139,8 @@ pub struct Activated {
     pub drain_ms: f64,
     /// Of that, feeding the rest to the new versions.
     pub feed_ms: f64,
+    /// The stable views that were moved after the switch, and those that could not be.
+    pub views: Vec<ProjectorViews>,
 }
 
 /// Why an activation did not happen. But for [`Unknown`](Self::Unknown), the configuration that was active before is active
@@ -274,7 +291,9 @@ async fn activate_from(
     }
     on_progress(ActivationProgress::Planned(plan.clone()));
     if plan.is_done() {
-        return Ok(Activated::of(None, plan, Pause::default()));
+        // Whoever switched before may have been stopped right after it.
+        let views = repoint(core, &plan, options, on_progress).await;
+        return Ok(Activated::of(None, plan, Pause::default(), views));
     }
     perform(core, client, options, plan, way, registry, on_progress).await
 }
@@ -295,6 +314,23 @@ pub(crate) async fn deactivate(
     let step = Step::Retire { projector: projector.clone(), version: active.version.clone() };
     let plan = Plan { steps: vec![step], obstacles: Vec::new() };
     perform(core, client, options, plan, Way::Forward, &registry, &|_| {}).await
+}
+
+/// Activates one projector alone, of which no version is active; the others stay as they are.
+pub(crate) async fn activate_one(
+    core: &Core,
+    registered: &Registered,
+    options: &ActivateOptions,
+    on_progress: OnActivation<'_>,
+) -> Result<Activated, ActivateError> {
+    let client = core.store.single().await?;
+    let registry = before(core, &client).await?;
+    let (projector, version) = registered.id();
+    let own = registry.tables.iter().find(|row| row.projector == projector && row.major == version.major);
+    let from = own.map_or(Position::START, |own| own.position);
+    let step = Step::Replay { projector, version, replaces: None, from };
+    let plan = Plan { steps: vec![step], obstacles: Vec::new() };
+    perform(core, client, options, plan, Way::Forward, &registry, on_progress).await
 }
 
 /// What the database knows, once nothing of an earlier activation is left.
@@ -319,7 +355,7 @@ async fn perform(
     let activation = start(core, &client, options, &change, way, registry).await?;
     on_progress(ActivationProgress::Started { activation: activation.id });
     let prepared = tokio::select! {
-        prepared = prepare::prepare(core, &client, options, &plan, on_progress) => prepared,
+        prepared = prepare::prepare(core, &client, options, &plan, registry, on_progress) => prepared,
         ended = prepare::stay_seen(core, activation) => Err(ended),
     };
     let paused = match prepared {
@@ -336,9 +372,42 @@ async fn perform(
         Err(error) => ending::conclude(core, client, activation, options.pause_limit, error).await?,
     };
     on_progress(ActivationProgress::Switched);
-    let activated = Activated::of(Some(activation.id), plan, paused);
-    info!(activation = activation.id, pause_ms = activated.pause_ms, "configuration activated");
-    Ok(activated)
+    info!(
+        activation = activation.id,
+        pause_ms = paused.whole.as_secs_f64() * 1_000.0,
+        "configuration activated"
+    );
+    let views = repoint(core, &plan, options, on_progress).await;
+    Ok(Activated::of(Some(activation.id), plan, paused, views))
+}
+
+/// Moves the stable views. Whatever becomes of it, the activation took place.
+async fn repoint(
+    core: &Core,
+    plan: &Plan,
+    options: &ActivateOptions,
+    on_progress: OnActivation<'_>,
+) -> Vec<ProjectorViews> {
+    if !(core.stable_views && options.repoint_views) {
+        return Vec::new();
+    }
+    let on_wait = |projector: &ProjectorName, readers| {
+        on_progress(ActivationProgress::WaitingForReaders { projector: projector.clone(), readers });
+    };
+    let followed = async {
+        let client = core.store.single().await?;
+        views::follow(&core.store, &client, options.views_timeout, &on_wait).await
+    };
+    match followed.await {
+        Ok(mut views) => {
+            views.retain(|views| !views.changed.is_empty() || !views.problems.is_empty());
+            views
+        }
+        Err(error) => {
+            warn!(error = %chain(&error), "the stable views were not looked at: run `repoint-views`");
+            plan.steps.iter().map(|step| ProjectorViews::unknown(step.projector(), &error)).collect()
+        }
+    }
 }
 
 /// What a pause took.
@@ -351,10 +420,10 @@ struct Pause {
 }
 
 impl Activated {
-    fn of(activation: Option<i64>, plan: Plan, pause: Pause) -> Self {
+    fn of(activation: Option<i64>, plan: Plan, pause: Pause, views: Vec<ProjectorViews>) -> Self {
         let ms = |duration: Duration| duration.as_secs_f64() * 1_000.0;
         let Pause { horizon, whole, drain, feed } = pause;
-        Self { activation, plan, horizon, pause_ms: ms(whole), drain_ms: ms(drain), feed_ms: ms(feed) }
+        Self { activation, plan, horizon, pause_ms: ms(whole), drain_ms: ms(drain), feed_ms: ms(feed), views }
     }
 }
 

@@ -13,10 +13,11 @@ use crate::core::Core;
 use crate::in_flight::{self, Blocker};
 use crate::instances;
 use crate::projector::chain;
-use crate::registration;
+use crate::registration::{self, Registry};
 use crate::replayer::{self, ReplayOptions, ReplayProgress};
 use crate::store::StoreError;
-use crate::words::plan::{Plan, Step};
+use crate::words::names::ProjectorName;
+use crate::words::plan::{KnownTables, Plan, Step};
 
 /// How often is looked whether what we wait for has happened.
 const POLL: std::time::Duration = std::time::Duration::from_millis(200);
@@ -52,6 +53,7 @@ pub(super) async fn prepare(
     client: &Client,
     options: &ActivateOptions,
     plan: &Plan,
+    registry: &Registry,
     on_progress: OnActivation<'_>,
 ) -> Result<(), ActivateError> {
     for step in &plan.steps {
@@ -60,12 +62,12 @@ pub(super) async fn prepare(
             registration::register(&core.store, client, registered, &options.requested_by).await?;
         }
     }
-    catch_up(core, options, plan, on_progress).await?;
+    catch_up(core, options, plan, registry, on_progress).await?;
     wait_for_instances(core, client, options, on_progress).await?;
     loop {
         wait_for_old_appends(core, client, options, on_progress).await?;
         // Instances may have taken long to show up; and what came after an old append can be read only now that it ended.
-        catch_up(core, options, plan, on_progress).await?;
+        catch_up(core, options, plan, registry, on_progress).await?;
         if old_appends(core, client, options).await?.is_empty() {
             return Ok(());
         }
@@ -76,11 +78,19 @@ async fn catch_up(
     core: &Core,
     options: &ActivateOptions,
     plan: &Plan,
+    registry: &Registry,
     on_progress: OnActivation<'_>,
 ) -> Result<(), ActivateError> {
     let report = |progress: &ReplayProgress| on_progress(ActivationProgress::Replaying(progress.clone()));
+    // Adopted, and kept current by whoever appends until the switch.
+    let is_current = |projector: &ProjectorName, major| {
+        let own = |row: &&KnownTables| row.projector == *projector && row.major == major;
+        registry.tables.iter().find(own).is_some_and(|row| row.inline)
+    };
     let replayed = plan.steps.iter().filter_map(|step| match step {
-        Step::Replay { projector, .. } => Some(core.configuration.projectors[projector].clone()),
+        Step::Replay { projector, version, .. } if !is_current(projector, version.major) => {
+            Some(core.configuration.projectors[projector].clone())
+        }
         _ => None,
     });
     let replay = ReplayOptions {

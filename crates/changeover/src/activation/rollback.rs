@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::{
     ActivateError, ActivateOptions, Activated, ActivationProgress, OnActivation, Pause, Way, activate_from,
-    before,
+    before, repoint,
 };
 use crate::core::Core;
 use crate::registration::{self, Registry};
@@ -78,7 +78,8 @@ pub(crate) async fn rollback(
     if look_back(core, &client, &registry).await? == WayBack::Gone {
         let plan = plan(&core.configuration.targets(), &registry.known, &registry.tables);
         on_progress(ActivationProgress::Planned(plan.clone()));
-        return Ok(Activated::of(None, plan, Pause::default()));
+        let views = repoint(core, &plan, options, on_progress).await;
+        return Ok(Activated::of(None, plan, Pause::default(), views));
     }
     // Were another configuration activated meanwhile, the mark would not find what is planned for here.
     Ok(activate_from(core, client, options, Way::Back, &registry, on_progress).await?)

@@ -85,6 +85,8 @@ struct Open {
     registered: Arc<Registered>,
     up_to: Position,
     shards: Vec<(i32, Position)>,
+    /// Whether the tables came from elsewhere: then they may hold rows at position 0 as well.
+    adopted: bool,
     generation: Generation,
 }
 
@@ -121,7 +123,14 @@ async fn open(
             info!(projector = %registered.target.projector, position = %up_to, "the bulk is replayed");
             continue;
         }
-        open.push(Open { registered: registered.clone(), up_to, shards, generation: permit.generation });
+        let adopted = first.get("adopted");
+        open.push(Open {
+            registered: registered.clone(),
+            up_to,
+            shards,
+            adopted,
+            generation: permit.generation,
+        });
     }
     Ok(open)
 }
@@ -242,7 +251,8 @@ impl Round<'_> {
                 let Some(position) = positions.get(shard).copied().filter(|at| *at < self.up_to) else {
                     continue;
                 };
-                let known = if position == Position::START { Known::Empty } else { Known::Nothing };
+                let is_empty = position == Position::START && !open.adopted;
+                let known = if is_empty { Known::Empty } else { Known::Nothing };
                 let (sender, receiver) = mpsc::channel(AHEAD);
                 inputs.push(sender);
                 after = after.min(position);

@@ -2,6 +2,7 @@
 
 pub(crate) mod connect;
 pub(crate) mod migrate;
+pub(crate) mod quote;
 pub(crate) mod rows;
 pub(crate) mod statements;
 
@@ -57,6 +58,17 @@ impl StoreError {
         match self {
             Self::Database(error) => error.code().is_some_and(|code| {
                 [&SqlState::T_R_SERIALIZATION_FAILURE, &SqlState::T_R_DEADLOCK_DETECTED].contains(&code)
+            }),
+            _ => false,
+        }
+    }
+
+    /// Whether a lock was not to be had in time, or only by a deadlock.
+    pub(crate) fn is_lock_not_available(&self) -> bool {
+        use tokio_postgres::error::SqlState;
+        match self {
+            Self::Database(error) => error.code().is_some_and(|code| {
+                [&SqlState::LOCK_NOT_AVAILABLE, &SqlState::T_R_DEADLOCK_DETECTED].contains(&code)
             }),
             _ => false,
         }

@@ -80,6 +80,9 @@ statements! {
     create_checkpoint(TEXT, INT8, BOOL, TEXT, BOOL, TEXT_ARRAY);
     ever_activated();
     schema_exists(TEXT);
+    table_shapes(TEXT, TEXT_ARRAY);
+    adopt_checkpoint(TEXT, INT8, INT8, BOOL, TEXT, TEXT_ARRAY);
+    adopted(TEXT, INT8);
     compatibility();
     start_activation(UUID, TEXT, JSON, JSON, BOOL, BOOL);
     newest_activated();
@@ -94,6 +97,14 @@ statements! {
     prune_versions(TEXT, INT8, TEXT, FLOAT8);
     forget_tables(TEXT, INT8);
     in_the_way(TEXT, INT4);
+    stable_views(TEXT);
+    lock_views(TEXT);
+    keep_view(TEXT, TEXT, JSON);
+    same_view(OID, TEXT);
+    relation_properties(OID);
+    grantees(TEXT_ARRAY);
+    lost_with_view(OID);
+    lock_holders(OID_ARRAY);
     mark_activating(INT8, UUID, FLOAT8, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY, TEXT_ARRAY);
     pause_left(INT8, UUID);
     switch(INT8, UUID, INT8, TIMESTAMPTZ);

@@ -76,6 +76,7 @@ fn a_status(projectors: Vec<ProjectorStatus>) -> Status {
         horizon: Position::new(1_234_567),
         newest: Position::new(1_234_570),
         projectors,
+        views: Vec::new(),
         activation: None,
         in_flight: Vec::new(),
         instances: Vec::new(),
@@ -196,8 +197,15 @@ fn an_activation_without_a_pause_says_so() {
     let step =
         Step::Activate { projector: name("orders"), version: version("1.0.1"), replaces: version("1.0.0") };
     let plan = Plan { steps: vec![step], obstacles: Vec::new() };
-    let mut done =
-        Activated { activation: Some(3), plan, horizon: None, pause_ms: 0.0, drain_ms: 0.0, feed_ms: 0.0 };
+    let mut done = Activated {
+        activation: Some(3),
+        plan,
+        horizon: None,
+        pause_ms: 0.0,
+        drain_ms: 0.0,
+        feed_ms: 0.0,
+        views: vec![],
+    };
     assert!(activated(&done).ends_with("\n\nActivation 3 switched without a pause.\n"));
     done =
         Activated { horizon: Some(Position::new(9)), pause_ms: 12.34, drain_ms: 8.0, feed_ms: 4.0, ..done };
