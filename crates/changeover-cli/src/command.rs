@@ -44,14 +44,14 @@ pub enum Command {
     /// Happens whole or not at all. Told to stop (Ctrl-C, SIGTERM) it aborts: the old configuration serves on, and what was
     /// replayed is kept.
     #[command(display_order = 105, after_help = EXIT_CODES)]
-    ActivateConfiguration(ActivateArgs),
+    ActivateConfiguration(Box<ActivateArgs>),
     /// Go back to the configuration that was active before: run it from that release's build
     ///
     /// Feeds the retired versions what happened since, then switches, by the steps of an activation; nothing that was
     /// written in between is lost. Refuses where this build's configuration is not the one before. Told to stop (Ctrl-C,
     /// SIGTERM) it aborts: what is active serves on.
     #[command(display_order = 106, after_help = EXIT_CODES)]
-    Rollback(ActivateArgs),
+    Rollback(Box<ActivateArgs>),
     /// Make tables that are there already the active version of a projector
     ///
     /// Those of a read model that something else has fed until now. They must be as the projector's version defines them. With
