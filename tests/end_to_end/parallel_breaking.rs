@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use changeover::{CaughtUp, Changeover, Expected, ReplayError, ReplayProgress};
+use changeover::{CaughtUp, Changeover, Expected, Pace, ReplayError, ReplayProgress};
 use changeover_testkit::{Cluster, Database, eventually};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -186,12 +186,18 @@ async fn a_process_whose_claims_are_cut_off_shares_the_work_no_more_and_does_no_
     let database = Database::fresh().await;
     let client = with_history(&database, 0.14, 30_000).await;
     let (one, other) = (of::<2>(&database).await, of::<2>(&database).await);
-    let cut = replaying(&one, 15_000);
+    // It writes whenever its memory is full, and will not look at its claims any more.
+    let rarely = Pace { checkpoint_every: Duration::from_mins(1), ..slowly(SHARDS, 15_000) };
+    let cut = {
+        let one = one.clone();
+        tokio::spawn(async move { one.replay(&[accounts()], &with(rarely), &|_| {}).await })
+    };
     eventually(SOON, || async { sum_of_checkpoints(&client).await > 4_000 }).await;
     let [pid] = claims(&client).await[..] else { panic!("one process, one connection") };
     client.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
     // The other one takes what is free at once, whatever the first one is in the middle of.
-    replay(&other, &with(cramped(SHARDS))).await;
+    let heir = timeout(SOON, replaying(&other, 15_000)).await.unwrap().unwrap().unwrap();
+    assert_eq!(heir[0].progress.lag_events(), 0);
     let cut = timeout(SOON, cut).await.unwrap().unwrap();
     assert!(matches!(cut, Err(ReplayError::Store(_))), "{cut:?}");
     is_the_same(&client).await;
@@ -260,7 +266,7 @@ async fn replay_by_fits_and_starts(instance: &Changeover, chance: &mut Chance, p
     for fit in 1.. {
         let shards = u16::try_from(1 + chance.below(5)).unwrap();
         let memory_bytes = usize::try_from(20_000 + chance.below(400_000)).unwrap();
-        let pace = changeover::Pace { memory_bytes, ..cramped(shards) };
+        let pace = Pace { memory_bytes, ..cramped(shards) };
         let options = if parallel { with(pace) } else { serially() };
         let limit = Duration::from_millis(chance.below(40) * fit);
         let names = [accounts()];
