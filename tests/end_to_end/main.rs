@@ -31,6 +31,7 @@ mod publisher;
 mod read;
 mod releases;
 mod replaying;
+mod starting_over;
 mod traps;
 mod traps_of_going_back;
 mod traps_of_the_log;

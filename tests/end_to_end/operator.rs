@@ -183,7 +183,7 @@ async fn child() {
             end(replay_one(&changeover, &projector, &on_progress).await);
         }
         Task::ReplayInBulk { shards, events_per_sec, stop_after } => {
-            let stop = Once::default();
+            let stop = Once::new();
             let on_progress = |progress: &ReplayProgress| stop.here(progress.events >= stop_after);
             let options = with(slowly(shards, events_per_sec));
             end(changeover.replay(&[accounts()], &options, &on_progress).await);

@@ -34,7 +34,7 @@ async fn sum_of_checkpoints(client: &Client) -> i64 {
 }
 
 /// The events that a replay reads after a position.
-async fn handled_after(client: &Client, position: i64) -> u64 {
+pub(crate) async fn handled_after(client: &Client, position: i64) -> u64 {
     let sql = "SELECT count(*) FROM changeover.events WHERE position > $1 AND type <> 'Unheard'";
     client.query_one(sql, &[&position]).await.unwrap().get::<_, i64>(0).try_into().unwrap()
 }
@@ -44,7 +44,7 @@ const CLAIMS: &str = "SELECT DISTINCT l.pid FROM pg_locks l
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// The backends that hold claims: one for each process that has any.
-async fn claims(client: &Client) -> Vec<i32> {
+pub(crate) async fn claims(client: &Client) -> Vec<i32> {
     client.query(CLAIMS, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
@@ -54,7 +54,7 @@ async fn nobody_is_at_it(client: &Client) {
 }
 
 /// The first version, replayed serially: what all others are compared with.
-async fn with_history(database: &Database, seed: f64, events: i64) -> Client {
+pub(crate) async fn with_history(database: &Database, seed: f64, events: i64) -> Client {
     let serial = of::<1>(database).await;
     let client = database.client().await;
     fill(&client, seed, events).await;
@@ -70,7 +70,7 @@ fn replaying(instance: &Changeover, events_per_sec: u32) -> JoinHandle<Result<Ve
     })
 }
 
-async fn is_the_same(client: &Client) {
+pub(crate) async fn is_the_same(client: &Client) {
     assert_eq!(differences(client, 1, 2).await, 0);
     is_whole(client, 2).await;
 }
@@ -125,7 +125,7 @@ async fn frozen_in_the_middle(database: &Database, client: &Client) -> Operator 
 
 /// The server ends what a process has open, as it does with a process that it does not hear of any more. Its other connections
 /// stay.
-async fn end_transactions(client: &Client) {
+pub(crate) async fn end_transactions(client: &Client) {
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                WHERE application_name = 'operator accounts 2' AND datname = current_database()
                  AND (backend_xid IS NOT NULL OR state = 'idle in transaction')";
