@@ -69,6 +69,11 @@ CREATE TABLE {schema}.checkpoints (
     objects            text[]      NOT NULL DEFAULT '{}',
     -- Where the rows came from elsewhere: the position up to which they held everything when the tables were adopted.
     adopted            bigint,
+    -- The columns of its tables, as they were made; and whether the DDL filled them, too.
+    columns            text[]      NOT NULL DEFAULT '{}',
+    seeded             boolean     NOT NULL DEFAULT false,
+    -- How often the replay of these tables was begun: whoever is still at an earlier attempt is refused.
+    attempt            integer     NOT NULL DEFAULT 1,
     stalled_since      timestamptz,
     error              text,
     error_position     bigint,

@@ -205,7 +205,7 @@ const HOT: &[(&str, &str, &str)] = &[
     ("append_first", "", "1, 'order-new', 'Placed', '{}'::json, NULL"),
     ("lock_stream", "", "'order-7', 1"),
     ("lock_keys", "three buckets", "'{1,2,3}', 1, '10s'"),
-    ("enter", "", "1, 'projector_7', 4, 0, '1000ms', NULL"),
+    ("enter", "", "1, 'projector_7', 4, 0, '1000ms', NULL, NULL"),
     ("horizon", "", ""),
     ("read", "a tail, every type", "19900, 20000, NULL, 1000, 16777216"),
     ("read", "a tail, two types", "19900, 20000, '{ItemAdded,Paid}', 1000, 16777216"),

@@ -1,5 +1,6 @@
 //! End-to-end tests: one package, one binary, against a real PostgreSQL with a fresh database each.
 
+mod accounts;
 mod activation;
 mod admission;
 mod adopt;
@@ -21,6 +22,7 @@ mod old_appends;
 mod operator;
 mod orders;
 mod parallel;
+mod parallel_breaking;
 mod pooler;
 mod preparing;
 mod projectors;
@@ -29,6 +31,7 @@ mod publisher;
 mod read;
 mod releases;
 mod replaying;
+mod starting_over;
 mod traps;
 mod traps_of_going_back;
 mod traps_of_the_log;

@@ -10,6 +10,7 @@ use changeover_testkit::{Database, Process};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::accounts::{accounts, slowly, with};
 use crate::releases::{SOON, phase, release, replay_one};
 
 const ORDER: &str = "CHANGEOVER_TEST_ORDER";
@@ -32,6 +33,8 @@ enum Task {
     Adopt { projector: String, position: i64, stop_at: String },
     /// Replays a projector, and stands still once after so many events.
     Replay { projector: String, stop_after: u64 },
+    /// Replays accounts in parallel, everything as small as it gets, and stops itself once after so many events.
+    ReplayInBulk { shards: u16, events_per_sec: u32, stop_after: u64 },
 }
 
 /// The process.
@@ -84,6 +87,17 @@ impl Operator {
         replaying
     }
 
+    /// An operator who replays accounts in parallel, slowly.
+    pub(crate) fn replay_in_bulk(
+        database: &Database,
+        release: &str,
+        shards: u16,
+        events_per_sec: u32,
+        stop_after: u64,
+    ) -> Self {
+        Self::start(database, release, Task::ReplayInBulk { shards, events_per_sec, stop_after })
+    }
+
     fn start(database: &Database, release: &str, task: Task) -> Self {
         let order = Order { url: database.url(), release: release.to_owned(), task };
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -93,7 +107,8 @@ impl Operator {
         Self(Process::spawn(command).unwrap())
     }
 
-    async fn stopped(&self) {
+    /// Waits until it stands still.
+    pub(crate) async fn stopped(&self) {
         self.0.wait_for_line("stopping here", SOON).await.unwrap();
         self.0.freeze().unwrap();
     }
@@ -166,6 +181,12 @@ async fn child() {
             let (stop, projector) = (Once::new(), projector.parse().unwrap());
             let on_progress = |progress: &ReplayProgress| stop.here(progress.events >= stop_after);
             end(replay_one(&changeover, &projector, &on_progress).await);
+        }
+        Task::ReplayInBulk { shards, events_per_sec, stop_after } => {
+            let stop = Once::new();
+            let on_progress = |progress: &ReplayProgress| stop.here(progress.events >= stop_after);
+            let options = with(slowly(shards, events_per_sec));
+            end(changeover.replay(&[accounts()], &options, &on_progress).await);
         }
     }
 }

@@ -16,6 +16,7 @@ use changeover::{
 use changeover_testkit::Database;
 use tokio::task::JoinHandle;
 
+use crate::accounts::Accounts;
 use crate::orders::{
     InlineOrders1, InlineOrders2, Order, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals,
     placed, stream,
@@ -118,6 +119,8 @@ pub(crate) fn release(name: &str) -> Configuration {
         "pair 1 2" => new().fold(Fan::<1, 1, false>).and_then(|c| c.fold(Fan::<3, 2, false>)),
         "pair 1 1.0.1" => new().fold(Fan::<1, 1, false>).and_then(|c| c.fold(Fan3Patched)),
         "orders and fan_1" => new().fold(Orders1).and_then(|c| c.fold(Fan::<1, 1, false>)),
+        "accounts 1" => new().fold(Accounts::<1>),
+        "accounts 2" => new().fold(Accounts::<2>),
         other => panic!("no release {other}"),
     }
     .unwrap()

@@ -131,6 +131,11 @@ pub struct ReplayArgs {
     /// The projectors to replay; all that an activation would replay unless given
     #[arg(value_name = "PROJECTOR")]
     pub projectors: Vec<ProjectorName>,
+    /// Start over: empty the tables of these projectors and replay them from the first event
+    ///
+    /// For a mended build of the same version. Refused for tables of a version that is active or has retired.
+    #[arg(long, requires = "projectors")]
+    pub restart: bool,
     /// Stop once at most this many events are left
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(i64).range(0..))]
     pub lag_events: i64,
@@ -149,6 +154,7 @@ impl ReplayArgs {
             lag_events: self.lag_events,
             limit: None,
             pace: self.pace.pace(),
+            restart: self.restart,
         }
     }
 }
@@ -599,6 +605,7 @@ mod tests {
         check("activate-configuration --pause-limit 0s", "more than nothing");
         check("activate-configuration --pause-limit 3", "examples: 500ms");
         check("replay --lag-events=-1", "-1 is not in 0..");
+        check("replay --restart", "<PROJECTOR>");
         check("status --schema pg_x", "was refused");
         check("status -q -v", "cannot be used with");
     }

@@ -212,6 +212,11 @@ fn of_replay(error: &ReplayError) -> (Exit, &'static str) {
         ReplayError::Stalled { .. } => (Exit::Refused, "stalled"),
         ReplayError::NotReplaying { .. } => (Exit::Refused, "not_replaying"),
         ReplayError::TooSlow { .. } => (Exit::Refused, "too_slow"),
+        ReplayError::StartedOver { .. } => (Exit::Refused, "started_over"),
+        ReplayError::NotStartedOver { .. } => (Exit::Refused, "not_started_over"),
+        ReplayError::InUse { .. } => (Exit::Refused, "in_use"),
+        ReplayError::NotEmpty { .. } => (Exit::Refused, "not_empty"),
+        ReplayError::Altered { .. } => (Exit::Refused, "altered"),
         _ => DATABASE,
     }
 }

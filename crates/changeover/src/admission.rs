@@ -15,6 +15,8 @@ pub(crate) struct Permit {
     pub(crate) generation: Generation,
     /// When it ends: that of an activation in its pause does.
     pub(crate) until: Option<Instant>,
+    /// Which attempt at a replay it is for: there is none for tables that were started over since.
+    pub(crate) attempt: Option<i32>,
 }
 
 /// The one shard that every checkpoint has so far.
@@ -45,7 +47,7 @@ pub(crate) struct Admission<'t> {
 #[derive(Debug)]
 pub(crate) enum Entered<'t> {
     Admitted(Admission<'t>),
-    /// Somebody else is at this checkpoint.
+    /// Somebody else is at this checkpoint, or begins it anew.
     Busy,
     /// Appends keep these rows current themselves.
     Inline,
@@ -65,8 +67,15 @@ pub(crate) async fn enter<'t>(
     let projector = registered.target.projector.as_str();
     let idle_limit = format!("{}ms", permit.left().as_millis());
     let statement_limit = permit.until.map(|_| idle_limit.as_str());
-    let params: [&(dyn ToSql + Sync); 6] =
-        [&permit.generation, &projector, &registered.major(), &SHARD, &idle_limit, &statement_limit];
+    let params: [&(dyn ToSql + Sync); 7] = [
+        &permit.generation,
+        &projector,
+        &registered.major(),
+        &SHARD,
+        &idle_limit,
+        &statement_limit,
+        &permit.attempt,
+    ];
     let row = store.query_one(tx, &store.sql.enter, &params).await?;
     let seen: Generation = row.get("generation");
     if seen != permit.generation {

@@ -234,6 +234,52 @@ pub(crate) async fn objects(store: &Store, client: &Client, schema: &str) -> Res
     Ok(rows.iter().map(|row| Object { kind: row.get("kind"), identity: row.get("identity") }).collect())
 }
 
+/// A column of a table in the schema of a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TableColumn {
+    /// Its table's name and its own: `orders.customer`.
+    pub(crate) name: String,
+    /// Its type, and whatever else decides which values it takes.
+    pub(crate) definition: String,
+}
+
+impl std::fmt::Display for TableColumn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name, self.definition)
+    }
+}
+
+/// The columns of the tables in a schema.
+pub(crate) async fn columns(
+    store: &Store,
+    client: &Client,
+    schema: &str,
+) -> Result<Vec<TableColumn>, StoreError> {
+    let rows = store.query(client, &store.sql.columns, &[&schema]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| TableColumn { name: row.get("name"), definition: row.get("definition") })
+        .collect())
+}
+
+/// The tables among the objects of a version.
+pub(crate) fn tables_among(objects: &[String]) -> impl Iterator<Item = &str> {
+    objects.iter().filter_map(|object| object.strip_prefix("table "))
+}
+
+/// Those of a version's tables that hold rows.
+pub(crate) async fn filled(client: &Client, objects: &[String]) -> Result<Vec<String>, StoreError> {
+    let looks = tables_among(objects).map(|table| {
+        format!("SELECT '{}' AS name WHERE EXISTS (SELECT FROM {table})", table.replace('\'', "''"))
+    });
+    let looks: Vec<String> = looks.collect();
+    if looks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = client.query_typed(&looks.join(" UNION ALL "), &[]).await?;
+    Ok(rows.iter().map(|row| row.get("name")).collect())
+}
+
 async fn insert(
     store: &Store,
     client: &Client,
@@ -289,6 +335,9 @@ async fn create_tables(
     })?;
     let made = objects(store, client, &registered.schema).await?;
     let made: Vec<String> = made.iter().map(ToString::to_string).collect();
+    let columns = columns(store, client, &registered.schema).await?;
+    let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();
+    let seeded = !filled(client, &made).await?.is_empty();
     let tables_fingerprint = target.tables_fingerprint.as_str();
     store
         .query_one(
@@ -301,6 +350,8 @@ async fn create_tables(
                 &tables_fingerprint,
                 &with_indexes,
                 &made,
+                &columns,
+                &seeded,
             ],
         )
         .await?;

@@ -15,13 +15,14 @@ use std::time::{Duration, Instant, SystemTime};
 use changeover_testkit::{Cluster, Database};
 
 use self::stage::Stage;
-use self::story::Chance;
+pub(crate) use self::story::Chance;
 
 fn from_environment(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
-fn seed() -> u64 {
+/// Of the choices of a run: from the environment, or from the clock.
+pub(crate) fn seed() -> u64 {
     let clock = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros());
     from_environment("CHANGEOVER_CHAOS_SEED", u64::try_from(clock % 1_000_000).unwrap_or_default())
 }

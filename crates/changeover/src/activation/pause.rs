@@ -48,7 +48,7 @@ pub(super) async fn pause(
     on_progress(ActivationProgress::Drained { horizon });
     // Asked after the look: had anyone given the pause back before it, appends might be in flight below that position.
     let until = deadline(core, client, activation).await?;
-    let permit = Permit { generation, until: Some(until) };
+    let permit = Permit { generation, until: Some(until), attempt: None };
     let feeding = change.feed.iter().map(|fed| feed(core, client, activation, fed, permit, horizon));
     try_join_all(feeding).await?;
     let fed = Instant::now();
@@ -133,7 +133,11 @@ async fn feed(
             Stepped::Busy => sleep(DRAIN_POLL).await,
             // Some other state changed, say a version was registered; or the pause was given back, which this asks.
             Stepped::Stale(seen) => {
-                permit = Permit { generation: seen, until: Some(deadline(core, client, activation).await?) };
+                permit = Permit {
+                    generation: seen,
+                    until: Some(deadline(core, client, activation).await?),
+                    attempt: None,
+                };
             }
             Stepped::Stalled(error) => {
                 let (projector, version) = fed.id();

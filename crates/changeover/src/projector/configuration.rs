@@ -37,17 +37,26 @@ pub enum ConfigurationError {
 /// What creates secondary indexes.
 #[derive(Debug)]
 pub(crate) enum Indexes {
-    /// A statement for each, which does nothing where the index is there.
-    Each(Vec<String>),
+    /// Each by itself.
+    Each(Vec<Index>),
     /// All of them, to be run once.
     Whole(String),
+}
+
+/// A secondary index.
+#[derive(Debug, Clone)]
+pub(crate) struct Index {
+    /// Its name, with that of its schema.
+    pub(crate) name: String,
+    /// What creates it, and does nothing where it is there.
+    pub(crate) create: String,
 }
 
 impl Indexes {
     /// All of them in one piece.
     pub(crate) fn all(&self) -> String {
         match self {
-            Self::Each(statements) => statements.concat(),
+            Self::Each(indexes) => indexes.iter().map(|index| index.create.as_str()).collect(),
             Self::Whole(statements) => statements.clone(),
         }
     }

@@ -17,6 +17,7 @@ use postgres_types::{ToSql, Type};
 use semver::Version;
 use serde::de::DeserializeOwned;
 
+use super::configuration::Index;
 use super::parallel::{self, Known, Parallel, Piece, ShardRows, ShardTable};
 use super::row::{ColumnArray, ColumnDefinition, Key, Row, hash_of, stable_hash};
 use super::{Decoded, Load, Project, ProjectError};
@@ -154,7 +155,7 @@ pub trait FoldTable<E>: Send + Sync {
 #[derive(Debug)]
 pub struct TableDefinition {
     pub(crate) table: String,
-    pub(crate) indexes: Vec<String>,
+    pub(crate) indexes: Vec<Index>,
 }
 
 /// The rows of one table that one shard of a parallel replay holds.
@@ -210,7 +211,7 @@ pub(super) struct TableSql {
     /// The types of the key's values.
     pub(super) key_types: Vec<Type>,
     pub(super) definition: String,
-    pub(super) indexes: Vec<String>,
+    pub(super) indexes: Vec<Index>,
     pub(super) load: Sql,
     hold: Sql,
     unseen: Sql,
@@ -255,16 +256,18 @@ impl TableSql {
                 format!("    {} {}{null}", quoted(column.name), column.sql)
             })
             .collect();
-        let indexes: Vec<String> = columns
+        let indexes: Vec<Index> = columns
             .iter()
             .filter(|column| column.index)
             .map(|column| {
-                let name = index_name(T::TABLE, column.name);
-                format!(
-                    "CREATE INDEX IF NOT EXISTS {} ON {table} ({});\n",
-                    quoted(&name),
-                    quoted(column.name)
-                )
+                let name = quoted(&index_name(T::TABLE, column.name));
+                Index {
+                    create: format!(
+                        "CREATE INDEX IF NOT EXISTS {name} ON {table} ({});\n",
+                        quoted(column.name)
+                    ),
+                    name: format!("{}.{name}", quoted(schema)),
+                }
             })
             .collect();
         let loaded = list(&all, &|name| format!("t.{name}"), ", ");

@@ -122,7 +122,7 @@ async fn publish_next(core: &Core, registered: &Registered, limits: Limits) -> R
     }
     let mut client = core.background().await?;
     let tx = read_committed(&mut client).await?;
-    let permit = Permit { generation: decided.generation, until: None };
+    let permit = Permit { generation: decided.generation, until: None, attempt: None };
     Ok(match step(&core.store, tx, permit, registered, UpTo::Horizon, limits).await? {
         Stepped::Moved { events, to, .. } => {
             debug!(projector = %registered.target.projector, events, position = %to, "published");

@@ -22,6 +22,7 @@ use tokio::time::sleep;
 use tokio_postgres::Client;
 use tracing::{debug, info};
 
+use super::begun::Begun;
 use super::claims::Claims;
 use super::shard::{Stopped, Worker};
 use super::source::{Reading, Source};
@@ -50,7 +51,7 @@ pub(super) type Events = BTreeMap<ProjectorName, u64>;
 /// Replays what is far behind. What cannot be replayed in parallel, and what is not far behind, is left as it is.
 pub(super) async fn replay(
     core: &Core,
-    wanted: &[Arc<Registered>],
+    wanted: &[Begun],
     pace: &Pace,
     on_progress: OnProgress<'_>,
 ) -> Result<Events, ReplayError> {
@@ -83,6 +84,7 @@ pub(super) async fn replay(
 /// A projector whose shards have not met yet.
 struct Open {
     registered: Arc<Registered>,
+    attempt: i32,
     up_to: Position,
     shards: Vec<(i32, Position)>,
     /// Whether the tables came from elsewhere: then they may hold rows at position 0 as well.
@@ -91,18 +93,15 @@ struct Open {
 }
 
 /// What is to be replayed in parallel; begins it where nobody has.
-async fn open(
-    core: &Core,
-    client: &Client,
-    wanted: &[Arc<Registered>],
-    pace: &Pace,
-) -> Result<Vec<Open>, ReplayError> {
+async fn open(core: &Core, client: &Client, wanted: &[Begun], pace: &Pace) -> Result<Vec<Open>, ReplayError> {
     let store = &core.store;
     let mut open = Vec::new();
-    for registered in wanted.iter().filter(|registered| registered.projector.parallel().is_some()) {
+    for Begun { registered, attempt } in
+        wanted.iter().filter(|begun| begun.registered.projector.parallel().is_some())
+    {
         let id: [&(dyn postgres_types::ToSql + Sync); 2] =
             [&registered.target.projector.as_str(), &registered.major()];
-        let permit = permit(store, client, registered).await?;
+        let permit = permit(store, client, registered, *attempt).await?;
         let mut shards = store.query(client, &store.sql.shards, &id).await?;
         if shards.is_empty() {
             let horizon = horizon::look(store, client).await?.horizon;
@@ -111,7 +110,7 @@ async fn open(
                 continue;
             }
             let count = pace.shards.map_or_else(processors, i32::from).max(1);
-            store.query(client, &store.sql.begin_shards, &[id[0], id[1], &horizon, &count]).await?;
+            store.query(client, &store.sql.begin_shards, &[id[0], id[1], &horizon, &count, attempt]).await?;
             shards = store.query(client, &store.sql.shards, &id).await?;
         }
         let Some(first) = shards.first() else { continue };
@@ -126,6 +125,7 @@ async fn open(
         let adopted = first.get("adopted");
         open.push(Open {
             registered: registered.clone(),
+            attempt: *attempt,
             up_to,
             shards,
             adopted,
@@ -261,6 +261,7 @@ impl Round<'_> {
                     pool: pool.clone(),
                     registered: open.registered.clone(),
                     projector,
+                    attempt: open.attempt,
                     shard: *shard,
                     rows: parallel.shard(usize::try_from(*shard - 1).expect("BUG: shards begin at 1"), known),
                     written: position,

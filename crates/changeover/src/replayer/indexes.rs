@@ -6,9 +6,9 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::info;
 
+use super::begun::Begun;
 use super::{Pace, ReplayError};
 use crate::core::Core;
-use crate::projector::Registered;
 use crate::projector::configuration::Indexes;
 use crate::registration;
 use crate::store::StoreError;
@@ -17,8 +17,8 @@ use crate::store::StoreError;
 const BUSY: Duration = Duration::from_millis(50);
 
 /// Builds what is missing, one process at a time, several indexes at once.
-pub(super) async fn build(core: &Core, registered: &Registered, pace: &Pace) -> Result<(), ReplayError> {
-    let store = &core.store;
+pub(super) async fn build(core: &Core, begun: &Begun, pace: &Pace) -> Result<(), ReplayError> {
+    let (store, registered) = (&core.store, &*begun.registered);
     let client = store.single().await?;
     let execute = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
     let claim = format!("{} {} v{} indexes", store.schema, registered.target.projector, registered.major());
@@ -36,12 +36,18 @@ pub(super) async fn build(core: &Core, registered: &Registered, pace: &Pace) -> 
     }
     let at_once = pace.max_connections.saturating_sub(1).max(1);
     match &registered.indexes {
-        Indexes::Each(statements) => run(core, statements, at_once).await?,
+        Indexes::Each(indexes) => {
+            let statements: Vec<String> = indexes.iter().map(|index| index.create.clone()).collect();
+            run(core, &statements, at_once).await?;
+        }
         Indexes::Whole(statements) => execute(statements).await?,
     }
-    let params: [&(dyn postgres_types::ToSql + Sync); 2] =
-        [&registered.target.projector.as_str(), &registered.major()];
-    store.query_one(&client, &store.sql.indexed, &params).await?;
+    let params: [&(dyn postgres_types::ToSql + Sync); 3] =
+        [&registered.target.projector.as_str(), &registered.major(), &begun.attempt];
+    if store.query_opt(&client, &store.sql.indexed, &params).await?.is_none() {
+        let (projector, version) = registered.id();
+        return Err(ReplayError::StartedOver { projector, version });
+    }
     execute("COMMIT").await?;
     let tables = store.query(&client, &store.sql.tables_of, &[&registered.schema]).await?;
     let analyze: Vec<String> =

@@ -3,10 +3,12 @@
 //! The bulk of the log goes through a pipeline of its own ([`bulk`]), in parallel by row key; what is left, and every projector
 //! that runs its own SQL, goes through the same step as live publishing.
 
+mod begun;
 mod bulk;
 mod claims;
 mod indexes;
 mod options;
+mod over;
 mod shard;
 mod source;
 mod throttle;
@@ -17,11 +19,13 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tracing::info;
 
+use self::begun::Begun;
 pub use self::options::{Pace, ReplayOptions, Throttle};
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::decider::read_states;
 use crate::horizon;
+use crate::in_flight::Blocker;
 use crate::log::read::Limits;
 use crate::projector::{ProjectError, Registered};
 use crate::registration::{self, RegisterError};
@@ -104,6 +108,65 @@ pub enum ReplayError {
         #[source]
         source: ProjectError,
     },
+    /// Somebody has started over since: what this process does is of an earlier attempt.
+    #[error(
+        "the replay of {projector} {version} was started over by somebody else: run `replay` again to join it"
+    )]
+    StartedOver {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+    },
+    /// Its rows are not to be thrown away.
+    #[error("the replay of {projector} {version} was not started over: {why}")]
+    NotStartedOver {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// Why not.
+        why: String,
+    },
+    /// Somebody uses its tables, so they cannot be emptied.
+    #[error(
+        "the replay of {projector} {version} was not started over: its tables were in use for {after:?}{}; try again later",
+        blocked_by(.blockers)
+    )]
+    InUse {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// Who, as far as that can be seen.
+        blockers: Vec<Blocker>,
+        /// How long it waited.
+        after: Duration,
+    },
+    /// Nothing was replayed yet, and there are rows all the same.
+    #[error(
+        "{table} holds rows that no replay of {projector} {version} has written: start over with `replay --restart`, or raise its version"
+    )]
+    NotEmpty {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// The table.
+        table: String,
+    },
+    /// Its tables are not as its DDL made them.
+    #[error(
+        "the tables of {projector} {version} were altered: {difference}; put that back, or raise its version"
+    )]
+    Altered {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// What is different.
+        difference: String,
+    },
     /// Another process replays the same rows, and was faster.
     #[error("another process has moved checkpoint {shard} of {projector} {version} meanwhile: replay again")]
     Overtaken {
@@ -117,6 +180,11 @@ pub enum ReplayError {
     /// The database did not do as asked.
     #[error("the database refused")]
     Store(#[from] StoreError),
+}
+
+fn blocked_by(blockers: &[Blocker]) -> String {
+    let blockers: Vec<String> = blockers.iter().map(ToString::to_string).collect();
+    if blockers.is_empty() { String::new() } else { format!(" by {}", blockers.join("; ")) }
 }
 
 /// How far a replay has come.
@@ -163,15 +231,20 @@ pub(crate) async fn replay(
     on_progress: OnProgress<'_>,
 ) -> Result<Vec<CaughtUp>, ReplayError> {
     let client = core.store.single().await?;
+    let mut begun = Vec::with_capacity(wanted.len());
     for registered in wanted {
+        if options.restart {
+            over::start_over(core, registered).await?;
+        }
         registration::register(&core.store, &client, registered, &options.requested_by).await?;
+        begun.push(Begun::join(&core.store, &client, registered).await?);
     }
-    let mut done = bulk::replay(core, wanted, &options.pace, on_progress).await?;
-    let mut caught_up = Vec::with_capacity(wanted.len());
-    for registered in wanted {
-        indexes::build(core, registered, &options.pace).await?;
-        let events = done.remove(&registered.target.projector).unwrap_or_default();
-        caught_up.push(catch_up(core, registered, options, events, on_progress).await?);
+    let mut done = bulk::replay(core, &begun, &options.pace, on_progress).await?;
+    let mut caught_up = Vec::with_capacity(begun.len());
+    for begun in &begun {
+        indexes::build(core, begun, &options.pace).await?;
+        let events = done.remove(&begun.registered.target.projector).unwrap_or_default();
+        caught_up.push(catch_up(core, begun, options, events, on_progress).await?);
     }
     Ok(caught_up)
 }
@@ -179,12 +252,13 @@ pub(crate) async fn replay(
 /// Feeds one version by the same step as live publishing.
 async fn catch_up(
     core: &Core,
-    registered: &Arc<Registered>,
+    begun: &Begun,
     options: &ReplayOptions,
     events: u64,
     on_progress: OnProgress<'_>,
 ) -> Result<CaughtUp, ReplayError> {
     let client = core.store.single().await?;
+    let Begun { registered, attempt } = begun;
     let (projector, version) = registered.id();
     let started = Instant::now();
     let mut progress = ReplayProgress {
@@ -195,7 +269,7 @@ async fn catch_up(
         projector: projector.clone(),
         version: version.clone(),
     };
-    let mut permit = permit(&core.store, &client, registered).await?;
+    let mut permit = permit(&core.store, &client, registered, *attempt).await?;
     loop {
         let stepped = step_or_name(core, permit, registered, UpTo::Horizon).await?;
         progress.elapsed = started.elapsed();
@@ -213,11 +287,12 @@ async fn catch_up(
             // Another process replays it too, and moves the checkpoint.
             Stepped::Busy => {
                 sleep(BUSY).await;
+                begun.still(&core.store, &client).await?;
                 progress.position = position(core, &client, registered).await?;
                 progress.horizon = horizon::look(&core.store, &client).await?.horizon;
             }
             Stepped::Stale(_) => {
-                permit = self::permit(&core.store, &client, registered).await?;
+                permit = self::permit(&core.store, &client, registered, *attempt).await?;
                 continue;
             }
             Stepped::Stalled(error) => return Err(ReplayError::Stalled { projector, version, error }),
@@ -245,13 +320,15 @@ async fn permit(
     store: &Store,
     client: &tokio_postgres::Client,
     registered: &Registered,
+    attempt: i32,
 ) -> Result<Permit, ReplayError> {
     let (generation, states) = read_states(store, client).await?;
     let (projector, version) = (&registered.target.projector, &registered.target.version);
     let row = states.iter().find(|row| row.projector == *projector && row.version == *version);
     match row.map(|row| row.state) {
         Some(ProjectorState::Replaying) if !shares_live_tables(registered, &states) => {
-            Ok(Permit { generation, until: None })
+            begun::still(store, client, registered, attempt).await?;
+            Ok(Permit { generation, until: None, attempt: Some(attempt) })
         }
         other => Err(ReplayError::NotReplaying {
             projector: projector.clone(),

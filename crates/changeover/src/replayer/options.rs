@@ -28,11 +28,20 @@ pub struct ReplayOptions {
     pub limit: Option<Duration>,
     /// How fast, and at whose expense.
     pub pace: Pace,
+    /// Start over: for a mended build of the same version. Empties the tables and replays them from the first event. Refused for tables
+    /// of a version that is active or has retired.
+    pub restart: bool,
 }
 
 impl Default for ReplayOptions {
     fn default() -> Self {
-        Self { requested_by: "unnamed".to_owned(), lag_events: 0, limit: None, pace: Pace::default() }
+        Self {
+            requested_by: "unnamed".to_owned(),
+            lag_events: 0,
+            limit: None,
+            pace: Pace::default(),
+            restart: false,
+        }
     }
 }
 

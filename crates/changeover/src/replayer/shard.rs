@@ -23,6 +23,8 @@ pub(super) struct Worker {
     pub(super) registered: Arc<Registered>,
     /// Which of the source's projectors this is.
     pub(super) projector: usize,
+    /// Which attempt at the replay this is.
+    pub(super) attempt: i32,
     /// Its number among the checkpoints.
     pub(super) shard: i32,
     pub(super) rows: Box<dyn Shard>,
@@ -141,7 +143,8 @@ impl Worker {
             tx.rollback().await?;
             // The states changed: whether this version is still to be replayed is decided anew.
             let single = self.store.single().await?;
-            let permit = permit(&self.store, &single, &self.registered).await.map_err(Stopped::Other)?;
+            let permit =
+                permit(&self.store, &single, &self.registered, self.attempt).await.map_err(Stopped::Other)?;
             self.generation = Some(permit.generation);
         };
         for changes in self.rows.changes() {
@@ -162,8 +165,8 @@ impl Worker {
     /// Whether the transaction is admitted at this shard's checkpoint.
     async fn enter(&self, tx: &Transaction<'_>) -> Result<bool, Stopped> {
         let target = &self.registered.target;
-        let params: [&(dyn ToSql + Sync); 3] =
-            [&target.projector.as_str(), &self.registered.major(), &self.shard];
+        let params: [&(dyn ToSql + Sync); 4] =
+            [&target.projector.as_str(), &self.registered.major(), &self.shard, &self.attempt];
         let row = self.store.query_one(tx, &self.store.sql.enter_shard, &params).await?;
         if row.get::<_, Option<Position>>("position") != Some(self.written) {
             let (projector, version) = self.registered.id();

@@ -1,11 +1,12 @@
--- enter_shard: the checkpoint of a shard, then admission. No position: somebody else is at it, or the shards have met.
+-- enter_shard: the checkpoint of a shard, then admission. No position: somebody else is at it, the shards have met, or the
+-- replay was started over.
 -- Nobody's presence is marked: a version whose shards have not met cannot become active, and they cannot meet while one of
 -- their checkpoints is locked. So a long write of theirs delays no activation.
--- $1 projector  $2 major  $3 shard
+-- $1 projector  $2 major  $3 shard  $4 attempt
 WITH claim AS MATERIALIZED (
     SELECT c.position
     FROM {schema}.checkpoints c
-    WHERE c.projector = $1 AND c.major = $2 AND c.shard = $3
+    WHERE c.projector = $1 AND c.major = $2 AND c.shard = $3 AND c.attempt = $4
     FOR UPDATE OF c SKIP LOCKED
 ), held AS MATERIALIZED (
     SELECT max(claim.position) AS position FROM claim
