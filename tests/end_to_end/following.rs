@@ -136,6 +136,30 @@ async fn a_later_switch_ends_the_following_and_a_patch_does_not() {
 }
 
 #[tokio::test]
+async fn a_switch_does_not_wait_for_whoever_has_a_followed_version_locked() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let old = instance_of(&database, "1.0.0 totals").await;
+    place(&old, "first", 2).await;
+    let _ = instance_of(&database, "1.0.0").await.activate(&keeping(), &|_| {}).await.unwrap();
+    assert_eq!(followed(&client).await, ["totals 1.0.0"]);
+    // As a prune has it, or the mark of an activation that takes it back and waits for the pause of this one to end.
+    let locker = database.client().await;
+    let lock = "BEGIN; SELECT FROM changeover.projector_states WHERE projector = 'totals' FOR UPDATE";
+    locker.batch_execute(lock).await.unwrap();
+    let new = instance_of(&database, "2.0.0").await;
+    let options = ActivateOptions { pause_limit: SOON, ..hasty() };
+    let switched = new.activate(&options, &|_| {});
+    let switched = tokio::time::timeout(SOON / 2, switched).await.expect("it waits in its pause").unwrap();
+    assert!(switched.activation.is_some());
+    assert_eq!(active(&client).await, "orders 2.0.0");
+    locker.batch_execute("COMMIT").await.unwrap();
+    // What was left is made up for by the next one.
+    activate(&instance_of(&database, "1.0.0").await).await;
+    assert_eq!(followed(&client).await, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_removed_projector_is_followed_by_those_that_still_register_it() {
     let database = Database::fresh().await;
     let client = database.client().await;

@@ -175,7 +175,7 @@ impl Writer {
             Err(error) => {
                 let certain = match &error {
                     AppendError::Store(changeover::StoreError::Database(error)) => nothing_happened(error),
-                    AppendError::Store(_) => false,
+                    AppendError::Store(_) | AppendError::Unknown { .. } => false,
                     _ => true,
                 };
                 if certain {

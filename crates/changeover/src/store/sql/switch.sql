@@ -47,8 +47,13 @@ WITH done AS (
     -- What is followed is what the last switch retired, so that going back from it takes one activation.
     UPDATE {schema}.projector_states s
     SET follow = false
-    FROM done
-    WHERE s.follow AND s.activation IS DISTINCT FROM done.id
+    FROM done, (
+        -- Whoever has one of them locked, a prune or a mark that waits for us, is not waited for in the pause.
+        SELECT o.projector, o.version FROM {schema}.projector_states o
+        WHERE o.follow AND o.activation IS DISTINCT FROM $1
+        FOR UPDATE SKIP LOCKED
+    ) other
+    WHERE s.projector = other.projector AND s.version = other.version
     RETURNING s.projector
 ), superseded AS (
     UPDATE {schema}.activations a
