@@ -140,6 +140,9 @@ pub(crate) fn golden(name: &str, text: impl std::fmt::Display) {
         (r"pg_terminate_backend\(\d+\)", "pg_terminate_backend([number])"),
         (r"\d+\.\d+ ?ms", "[time]"),
         (r"\d+(\.\d+)?m?s: ", "[time]: "),
+        // The column with it is as wide as it is.
+        (r"\d+(\.\d)? (?:s|min) ago", "[time] ago"),
+        (r"RETIRED +SIZE", "RETIRED     SIZE"),
         (r"\d+\.\d s", "[time]"),
         (r"( +)\[time\] +[\d,]+\n", "  [time]  [number]\n"),
     ] {
