@@ -159,27 +159,29 @@ impl ReplayArgs {
     }
 }
 
+/// The heading of what follows, in the help.
+const PACE: &str = "Pace of a replay";
+
 /// How fast a replay goes, and at whose expense.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Pace of a replay")]
 pub struct PaceArgs {
     /// About how much memory its rows and events may take up, such as 512MiB
-    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = size)]
+    #[arg(long, help_heading = PACE, value_name = "SIZE", default_value = "512MiB", value_parser = size)]
     pub memory: usize,
     /// How many connections its bulk may keep busy
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(3..))]
+    #[arg(long, help_heading = PACE, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(3..))]
     pub max_connections: u16,
     /// How often rows and checkpoints are written: what a process that is killed costs at most
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration_above_zero)]
+    #[arg(long, help_heading = PACE, value_name = "DURATION", default_value = "5s", value_parser = duration_above_zero)]
     pub checkpoint_every: Duration,
     /// No more events a second than this; any number unless given
-    #[arg(long, value_name = "EVENTS/S", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, help_heading = PACE, value_name = "EVENTS/S", value_parser = clap::value_parser!(u32).range(1..))]
     pub throttle: Option<u32>,
     /// Pause while the commit of a small write takes longer than this
-    #[arg(long, value_name = "DURATION", value_parser = duration_above_zero)]
+    #[arg(long, help_heading = PACE, value_name = "DURATION", value_parser = duration_above_zero)]
     pub pause_above_commit_latency: Option<Duration>,
     /// Pause while a standby lags further behind than this
-    #[arg(long, value_name = "DURATION", value_parser = duration_above_zero)]
+    #[arg(long, help_heading = PACE, value_name = "DURATION", value_parser = duration_above_zero)]
     pub pause_above_replication_lag: Option<Duration>,
 }
 

@@ -337,7 +337,8 @@ impl<T: Fold> ShardRows<T> {
     }
 
     fn rows_bytes(&self) -> usize {
-        let each = size_of::<(u64, T::Key, Slot<T>)>() + 2 * size_of::<usize>() + OVERHEAD + self.row_bytes * 3 / 2;
+        let each =
+            size_of::<(u64, T::Key, Slot<T>)>() + 2 * size_of::<usize>() + OVERHEAD + self.row_bytes * 3 / 2;
         self.rows.len() * each
     }
 }

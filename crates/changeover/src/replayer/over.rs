@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use postgres_types::ToSql;
 use tokio::time::sleep;
-use tokio_postgres::{Client, Row};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Row};
 use tracing::info;
 
 use super::ReplayError;
