@@ -32,6 +32,7 @@ mod read;
 mod releases;
 mod replaying;
 mod starting_over;
+mod staying_caught_up;
 mod traps;
 mod traps_of_going_back;
 mod traps_of_the_log;

@@ -136,12 +136,15 @@ pub struct ReplayArgs {
     /// For a mended build of the same version. Refused for tables of a version that is active or has retired.
     #[arg(long, requires = "projectors")]
     pub restart: bool,
+    /// Stay caught up until the versions are activated; ends with 0 then, and when told to stop once it has caught up
+    #[arg(long)]
+    pub follow: bool,
     /// Stop once at most this many events are left
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(i64).range(0..))]
     pub lag_events: i64,
     /// How fast.
     #[command(flatten)]
-    pub pace: PaceArgs,
+    pub pace: Box<PaceArgs>,
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
@@ -154,6 +157,7 @@ impl ReplayArgs {
             lag_events: self.lag_events,
             limit: None,
             pace: self.pace.pace(),
+            follow: self.follow,
             restart: self.restart,
         }
     }
@@ -221,7 +225,7 @@ pub struct ActivateArgs {
     pub dry_run: bool,
     /// How fast what has to be replayed is replayed.
     #[command(flatten)]
-    pub pace: PaceArgs,
+    pub pace: Box<PaceArgs>,
     /// The pause.
     #[command(flatten)]
     pub pause: PauseArgs,

@@ -1,14 +1,15 @@
 //! Runs a command: a verb of the library for each, and what it has to say.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use changeover::{
-    ActivateOptions, Activated, ActivationProgress, Builder, Changeover, Position, ProjectorName, Status,
-    Step,
+    ActivateOptions, Activated, ActivationProgress, Builder, CaughtUp, Changeover, Position, ProjectorName,
+    ReplayPhase, ReplayProgress, Status, Step,
 };
 use serde_json::json;
 use tokio::time::timeout;
@@ -100,12 +101,27 @@ async fn replay(changeover: &Changeover, args: &ReplayArgs, progress: &Progress)
         let replayed = plan.steps.iter().filter(|step| matches!(step, Step::Replay { .. }));
         projectors.extend(replayed.map(|step| step.projector().clone()));
     }
-    let on_progress = |replayed: &_| progress.replaying(replayed);
+    let followed: Mutex<BTreeMap<ProjectorName, ReplayProgress>> = Mutex::default();
+    let on_progress = |replayed: &ReplayProgress| {
+        progress.replaying(replayed);
+        if replayed.phase == ReplayPhase::Following {
+            let mut followed = followed.lock().unwrap_or_else(PoisonError::into_inner);
+            followed.insert(replayed.projector.clone(), replayed.clone());
+        }
+    };
     let options = args.options();
     // What it did not commit is rolled back; the checkpoint says where to go on.
     let replayed = tokio::select! {
         caught_up = changeover.replay(&projectors, &options, &on_progress) => caught_up?,
         signal = interrupts.next() => {
+            let followed = followed.lock().unwrap_or_else(PoisonError::into_inner);
+            if args.follow && followed.len() == projectors.len() {
+                // That is how following ends where nobody activates.
+                progress.say(format!("{signal}: followed until here"));
+                let caught_up = followed.values().map(|at| CaughtUp { progress: at.clone(), activated: false });
+                let caught_up: Vec<CaughtUp> = caught_up.collect();
+                return Ok(Report::done(tables::replayed(&caught_up), documents::replayed(&caught_up)));
+            }
             let names: Vec<&str> = projectors.iter().map(ProjectorName::as_str).collect();
             return Err(Failure::interrupted(format!("{signal}: the replay of {} was stopped", names.join(", ")))
                 .next("run `replay` again: it goes on from there"));

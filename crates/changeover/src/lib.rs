@@ -62,7 +62,9 @@ pub use crate::projector::sql::{Batch, SqlProjector};
 pub use crate::projector::{BoxError, ProjectError};
 pub use crate::prune::{NotPruned, PruneError, PruneOptions, Pruned, WhyNotPruned};
 pub use crate::registration::RegisterError;
-pub use crate::replayer::{CaughtUp, Pace, ReplayError, ReplayOptions, ReplayProgress, Throttle};
+pub use crate::replayer::{
+    CaughtUp, Pace, ReplayError, ReplayOptions, ReplayPhase, ReplayProgress, Throttle,
+};
 pub use crate::status::{OpenActivation, ProjectorStatus, Stall, Status, TablesStatus};
 pub use crate::store::migrate::MigrateError;
 pub use crate::store::{Path, StoreError};

@@ -77,7 +77,7 @@ fn views(views: &[ProjectorViews]) -> Value {
 }
 
 pub(crate) fn replayed(replayed: &[CaughtUp]) -> Value {
-    let list = replayed.iter().map(|CaughtUp { progress, .. }| {
+    let list = replayed.iter().map(|CaughtUp { progress, activated, .. }| {
         json!({
             "projector": progress.projector,
             "version": progress.version,
@@ -86,6 +86,7 @@ pub(crate) fn replayed(replayed: &[CaughtUp]) -> Value {
             "lag_events": progress.lag_events(),
             "events": progress.events,
             "elapsed_secs": progress.elapsed.as_secs_f64(),
+            "activated": activated,
         })
     });
     json!({ "replayed": list.collect::<Vec<_>>() })

@@ -233,6 +233,7 @@ mod tests {
                     version: "2.0.0".parse().unwrap(),
                     position: Position::new(position),
                     horizon: Position::new(horizon),
+                    phase: changeover::ReplayPhase::Bulk,
                     events,
                     elapsed: Duration::from_secs(secs),
                 };

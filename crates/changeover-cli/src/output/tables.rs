@@ -348,7 +348,11 @@ pub(crate) fn replayed(replayed: &[CaughtUp]) -> String {
             },
         ]
     });
-    table(&columns, &["position", "lag", "events", "time", "events/s"], rows)
+    let mut text = table(&columns, &["position", "lag", "events", "time", "events/s"], rows);
+    for CaughtUp { progress, .. } in replayed.iter().filter(|replayed| replayed.activated) {
+        let _ = write!(text, "\n{} {} was activated.\n", progress.projector, progress.version);
+    }
+    text
 }
 
 /// What pruning would drop.

@@ -98,6 +98,7 @@ async fn catch_up(
         lag_events: options.catch_up_lag_events,
         limit: Some(options.catch_up_timeout),
         pace: options.pace.clone(),
+        follow: false,
         restart: false,
     };
     replayer::replay(core, &replayed.collect::<Vec<_>>(), &replay, &report).await?;

@@ -5,7 +5,7 @@
 //! looks at the end of the log and wakes the projectors that handle what is new there; each projector has a task of its
 //! own, so that one which is slow or stalled holds up no other.
 
-mod signals;
+pub(crate) mod signals;
 mod tail;
 
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! NOTIFY and LISTEN: how processes tell each other that something was appended, or that the states changed.
 
+use std::convert::Infallible;
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,21 +46,24 @@ async fn announce(core: Arc<Core>, interval: Duration, stop: CancellationToken) 
 const CONNECT: Duration = Duration::from_secs(10);
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// Listens, and wakes whoever waits here.
+/// Listens until it is told to stop.
 async fn listen(core: Arc<Core>, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        tokio::select! {
-            ended = listen_once(&core) => {
-                if let Err(error) = ended {
-                    warn!(error = %chain(&error), "listening ended, the timer looks meanwhile");
-                }
-            }
-            () = stop.cancelled() => return,
+    tokio::select! {
+        never = hear(&core) => match never {},
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Listens for as long as it is polled, where that can be done at all, and wakes whoever waits here.
+pub(crate) async fn hear(core: &Core) -> Infallible {
+    if core.signals.notify.is_none() || core.store.path == Path::Pooled {
+        return pending().await;
+    }
+    loop {
+        if let Err(error) = listen_once(core).await {
+            warn!(error = %chain(&error), "listening ended, the timer looks meanwhile");
         }
-        tokio::select! {
-            () = sleep(RECONNECT) => {}
-            () = stop.cancelled() => {}
-        }
+        sleep(RECONNECT).await;
     }
 }
 

@@ -27,7 +27,7 @@ use super::claims::Claims;
 use super::shard::{Stopped, Worker};
 use super::source::{Reading, Source};
 use super::throttle::Throttled;
-use super::{OnProgress, Pace, ReplayError, ReplayProgress, permit, position};
+use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, permit, position};
 use crate::core::Core;
 use crate::horizon;
 use crate::projector::parallel::Known;
@@ -364,6 +364,7 @@ impl Round<'_> {
                 version,
                 position: reached,
                 horizon: self.up_to,
+                phase: ReplayPhase::Bulk,
                 events: fed.events,
                 elapsed: self.started.elapsed(),
             });

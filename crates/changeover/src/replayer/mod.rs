@@ -6,9 +6,12 @@
 mod begun;
 mod bulk;
 mod claims;
+mod error;
+mod follow;
 mod indexes;
 mod options;
 mod over;
+mod progress;
 mod shard;
 mod source;
 mod throttle;
@@ -20,204 +23,21 @@ use tokio::time::sleep;
 use tracing::info;
 
 use self::begun::Begun;
+pub use self::error::ReplayError;
 pub use self::options::{Pace, ReplayOptions, Throttle};
+pub use self::progress::{CaughtUp, ReplayPhase, ReplayProgress};
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::decider::read_states;
 use crate::horizon;
-use crate::in_flight::Blocker;
 use crate::log::read::Limits;
-use crate::projector::{ProjectError, Registered};
-use crate::registration::{self, RegisterError};
+use crate::projector::Registered;
+use crate::registration;
 use crate::step::{StepError, Stepped, UpTo, step};
 use crate::store::{Store, StoreError, read_committed};
 use crate::words::decision::VersionState;
-use crate::words::names::ProjectorName;
 use crate::words::position::Position;
 use crate::words::state::ProjectorState;
-
-/// Why a replay stopped. What was replayed before stays; the same call goes on from there.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReplayError {
-    /// The version cannot be registered.
-    #[error(transparent)]
-    Register(#[from] RegisterError),
-    /// The configuration holds no such projector.
-    #[error("this build registers no projector {0}")]
-    NotOurs(ProjectorName),
-    /// The projector cannot project an event.
-    #[error(
-        "{projector} {version} cannot project the event at position {position} ({event_type}): mend it and replay again; everything before it is kept"
-    )]
-    Projector {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// The position of the event.
-        position: Position,
-        /// Its type.
-        event_type: String,
-        /// Why.
-        #[source]
-        source: ProjectError,
-    },
-    /// It stalled at an event before.
-    #[error("{projector} {version} is stalled ({error}): mend it and run `retry`, or skip the event")]
-    Stalled {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// What stalled it.
-        error: String,
-    },
-    /// It is not being replayed any more: somebody activated or retired it meanwhile.
-    #[error("{projector} {version} is {state} now and is not to be replayed")]
-    NotReplaying {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// Where it stands.
-        state: String,
-    },
-    /// It did not come close enough to the end of the log in time.
-    #[error(
-        "{projector} {version} is still {lag_events} events behind after {after:?}: give it more time, or replay it beforehand"
-    )]
-    TooSlow {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// How far it is behind, at most.
-        lag_events: i64,
-        /// How long it tried.
-        after: Duration,
-    },
-    /// The rows cannot be written or read back.
-    #[error("the rows of {projector} {version} cannot be written: mend it and replay again")]
-    Rows {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// Why.
-        #[source]
-        source: ProjectError,
-    },
-    /// Somebody has started over since: what this process does is of an earlier attempt.
-    #[error(
-        "the replay of {projector} {version} was started over by somebody else: run `replay` again to join it"
-    )]
-    StartedOver {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-    },
-    /// Its rows are not to be thrown away.
-    #[error("the replay of {projector} {version} was not started over: {why}")]
-    NotStartedOver {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// Why not.
-        why: String,
-    },
-    /// Somebody uses its tables, so they cannot be emptied.
-    #[error(
-        "the replay of {projector} {version} was not started over: its tables were in use for {after:?}{}; try again later",
-        blocked_by(.blockers)
-    )]
-    InUse {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// Who, as far as that can be seen.
-        blockers: Vec<Blocker>,
-        /// How long it waited.
-        after: Duration,
-    },
-    /// Nothing was replayed yet, and there are rows all the same.
-    #[error(
-        "{table} holds rows that no replay of {projector} {version} has written: start over with `replay --restart`, or raise its version"
-    )]
-    NotEmpty {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// The table.
-        table: String,
-    },
-    /// Its tables are not as its DDL made them.
-    #[error(
-        "the tables of {projector} {version} were altered: {difference}; put that back, or raise its version"
-    )]
-    Altered {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// What is different.
-        difference: String,
-    },
-    /// Another process replays the same rows, and was faster.
-    #[error("another process has moved checkpoint {shard} of {projector} {version} meanwhile: replay again")]
-    Overtaken {
-        /// The projector.
-        projector: ProjectorName,
-        /// Its version.
-        version: semver::Version,
-        /// The shard.
-        shard: i32,
-    },
-    /// The database did not do as asked.
-    #[error("the database refused")]
-    Store(#[from] StoreError),
-}
-
-fn blocked_by(blockers: &[Blocker]) -> String {
-    let blockers: Vec<String> = blockers.iter().map(ToString::to_string).collect();
-    if blockers.is_empty() { String::new() } else { format!(" by {}", blockers.join("; ")) }
-}
-
-/// How far a replay has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReplayProgress {
-    /// The projector.
-    pub projector: ProjectorName,
-    /// Its version.
-    pub version: semver::Version,
-    /// Its checkpoint.
-    pub position: Position,
-    /// The end of the log.
-    pub horizon: Position,
-    /// Events projected by this call so far.
-    pub events: u64,
-    /// How long this call has been at it.
-    pub elapsed: Duration,
-}
-
-impl ReplayProgress {
-    /// How many events it is behind, at most: positions have gaps.
-    pub fn lag_events(&self) -> i64 {
-        (self.horizon.get() - self.position.get()).max(0)
-    }
-}
-
-/// A version whose checkpoint has reached a horizon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use]
-pub struct CaughtUp {
-    /// Where the replay ended.
-    pub progress: ReplayProgress,
-}
 
 /// Whoever wants to see progress.
 pub(crate) type OnProgress<'a> = &'a (dyn Fn(&ReplayProgress) + Send + Sync);
@@ -246,6 +66,9 @@ pub(crate) async fn replay(
         let events = done.remove(&begun.registered.target.projector).unwrap_or_default();
         caught_up.push(catch_up(core, begun, options, events, on_progress).await?);
     }
+    if options.follow {
+        return follow::all(core, &begun, caught_up, on_progress).await;
+    }
     Ok(caught_up)
 }
 
@@ -264,6 +87,7 @@ async fn catch_up(
     let mut progress = ReplayProgress {
         position: position(core, &client, registered).await?,
         horizon: Position::START,
+        phase: ReplayPhase::CatchingUp,
         events,
         elapsed: Duration::ZERO,
         projector: projector.clone(),
@@ -304,7 +128,7 @@ async fn catch_up(
         if progress.lag_events() <= options.lag_events {
             on_progress(&progress);
             info!(%projector, %version, events = progress.events, position = %progress.position, "caught up");
-            return Ok(CaughtUp { progress });
+            return Ok(CaughtUp { progress, activated: false });
         }
         if options.limit.is_some_and(|limit| started.elapsed() > limit) {
             let lag_events = progress.lag_events();
@@ -323,25 +147,26 @@ async fn permit(
     attempt: i32,
 ) -> Result<Permit, ReplayError> {
     let (generation, states) = read_states(store, client).await?;
-    let (projector, version) = (&registered.target.projector, &registered.target.version);
-    let row = states.iter().find(|row| row.projector == *projector && row.version == *version);
-    match row.map(|row| row.state) {
-        Some(ProjectorState::Replaying) if !shares_live_tables(registered, &states) => {
-            begun::still(store, client, registered, attempt).await?;
-            Ok(Permit { generation, until: None, attempt: Some(attempt) })
-        }
-        other => Err(ReplayError::NotReplaying {
-            projector: projector.clone(),
-            version: version.clone(),
-            state: match other {
-                Some(ProjectorState::Replaying) => {
-                    "to take over the tables of the active version in place".to_owned()
-                }
-                Some(state) => state.to_string(),
-                None => "not registered".to_owned(),
-            },
-        }),
+    if let Some(refusal) = refusal(registered, &states) {
+        return Err(refusal);
     }
+    begun::still(store, client, registered, attempt).await?;
+    Ok(Permit { generation, until: None, attempt: Some(attempt) })
+}
+
+/// Why a version is not to be replayed; none if its row says that it is.
+fn refusal(registered: &Registered, states: &[VersionState]) -> Option<ReplayError> {
+    let (projector, version) = registered.id();
+    let row = states.iter().find(|row| row.projector == projector && row.version == version);
+    let state = match row.map(|row| row.state) {
+        Some(ProjectorState::Replaying) if !shares_live_tables(registered, states) => return None,
+        Some(ProjectorState::Replaying) => {
+            "to take over the tables of the active version in place".to_owned()
+        }
+        Some(state) => state.to_string(),
+        None => "not registered".to_owned(),
+    };
+    Some(ReplayError::NotReplaying { projector, version, state })
 }
 
 /// Whether the tables of a version are those of the active one: then the live publisher feeds them, nobody else.

@@ -28,6 +28,8 @@ pub struct ReplayOptions {
     pub limit: Option<Duration>,
     /// How fast, and at whose expense.
     pub pace: Pace,
+    /// Stay caught up until the versions are activated, and end then. Wakes by the signals that wake a publisher.
+    pub follow: bool,
     /// Start over: for a mended build of the same version. Empties the tables and replays them from the first event. Refused for tables
     /// of a version that is active or has retired.
     pub restart: bool,
@@ -40,6 +42,7 @@ impl Default for ReplayOptions {
             lag_events: 0,
             limit: None,
             pace: Pace::default(),
+            follow: false,
             restart: false,
         }
     }

@@ -220,10 +220,11 @@ fn what_was_replayed() {
         version: version("2.0.0"),
         position: Position::new(1_000_000),
         horizon: Position::new(1_000_120),
+        phase: changeover::ReplayPhase::Bulk,
         events: 900_000,
         elapsed: Duration::from_secs(90),
     };
-    assert_snapshot!(replayed(&[CaughtUp { progress }]), @r"
+    assert_snapshot!(replayed(&[CaughtUp { progress, activated: false }]), @r"
 PROJECTOR  VERSION   POSITION  LAG   EVENTS  TIME  EVENTS/S
 orders     2.0.0    1,000,000  120  900,000  90 s    10,000
 ");

@@ -1,0 +1,78 @@
+//! How far a replay has come.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::words::names::ProjectorName;
+use crate::words::position::Position;
+
+/// What a replay is at, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ReplayPhase {
+    /// The bulk of the log, in parallel.
+    Bulk,
+    /// Secondary indexes, and what the planner knows of the tables.
+    Indexing,
+    /// What is left of the log, by the step that live publishing takes.
+    CatchingUp,
+    /// It has caught up, and stays so.
+    Following,
+}
+
+impl ReplayPhase {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bulk => "bulk",
+            Self::Indexing => "indexing",
+            Self::CatchingUp => "catching up",
+            Self::Following => "following",
+        }
+    }
+}
+
+impl fmt::Display for ReplayPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How far a replay has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayProgress {
+    /// The projector.
+    pub projector: ProjectorName,
+    /// Its version.
+    pub version: semver::Version,
+    /// Its checkpoint.
+    pub position: Position,
+    /// The end of the log.
+    pub horizon: Position,
+    /// What it is at.
+    pub phase: ReplayPhase,
+    /// Events projected by this call so far.
+    pub events: u64,
+    /// How long this call has been at it.
+    pub elapsed: Duration,
+}
+
+impl ReplayProgress {
+    /// How many events it is behind, at most: positions have gaps.
+    pub fn lag_events(&self) -> i64 {
+        (self.horizon.get() - self.position.get()).max(0)
+    }
+}
+
+/// A version whose checkpoint has reached a horizon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct CaughtUp {
+    /// Where the replay ended.
+    pub progress: ReplayProgress,
+    /// Whether it was followed until it was activated.
+    pub activated: bool,
+}
