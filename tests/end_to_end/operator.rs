@@ -5,12 +5,14 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use changeover::{ActivateOptions, ActivationProgress, AdoptOptions, Changeover, Position, ReplayProgress};
+use changeover::{
+    ActivateOptions, ActivationProgress, AdoptOptions, Changeover, Pace, Position, ReplayProgress,
+};
 use changeover_testkit::{Database, Process};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::accounts::{accounts, slowly, with};
+use crate::accounts::{accounts, at_once, slowly, with};
 use crate::releases::{SOON, phase, release, replay_one};
 
 const ORDER: &str = "CHANGEOVER_TEST_ORDER";
@@ -33,6 +35,8 @@ enum Task {
     Adopt { projector: String, position: i64, stop_at: String },
     /// Replays a projector, and stands still once after so many events.
     Replay { projector: String, stop_after: u64 },
+    /// Replays accounts in parallel with so much memory, and tells how much its process took up.
+    ReplayWithin { memory_bytes: usize },
     /// Replays accounts in parallel, everything as small as it gets, and stops itself once after so many events.
     ReplayInBulk { shards: u16, events_per_sec: u32, stop_after: u64 },
 }
@@ -96,6 +100,15 @@ impl Operator {
         stop_after: u64,
     ) -> Self {
         Self::start(database, release, Task::ReplayInBulk { shards, events_per_sec, stop_after })
+    }
+
+    /// An operator who replays accounts with so much memory. Returns the most that its process took up.
+    pub(crate) async fn replay_within(database: &Database, release: &str, memory_bytes: usize) -> usize {
+        let replaying = Self::start(database, release, Task::ReplayWithin { memory_bytes });
+        let said = replaying.end().await;
+        assert!(said.starts_with("end: done"), "{said}");
+        let peak = replaying.0.wait_for_line("peak kB: ", SOON).await.unwrap();
+        peak.trim_start_matches("peak kB: ").parse::<usize>().unwrap() << 10
     }
 
     fn start(database: &Database, release: &str, task: Task) -> Self {
@@ -181,6 +194,14 @@ async fn child() {
             let (stop, projector) = (Once::new(), projector.parse().unwrap());
             let on_progress = |progress: &ReplayProgress| stop.here(progress.events >= stop_after);
             end(replay_one(&changeover, &projector, &on_progress).await);
+        }
+        Task::ReplayWithin { memory_bytes } => {
+            let options = with(Pace { memory_bytes, ..at_once() });
+            let replayed = changeover.replay(&[accounts()], &options, &|_| {}).await;
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            println!("\npeak kB: {}", peak.trim().trim_end_matches(" kB"));
+            end(replayed);
         }
         Task::ReplayInBulk { shards, events_per_sec, stop_after } => {
             let stop = Once::new();

@@ -237,6 +237,41 @@ async fn a_server_that_restarts_in_the_middle_costs_what_lies_after_the_checkpoi
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_whole_log_does_not_have_to_fit_into_memory_and_neither_do_the_rows() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let second = of::<2>(&database).await;
+    drop(second);
+    // More than a hundred mebibytes of events, and more than sixty of rows.
+    let sql = "INSERT INTO changeover.events (position, stream, revision, type, data)
+               SELECT n, 'stream-' || n % 40, n / 40 + 1, 'Opened',
+                      json_build_object('account', n % 50000, 'owner', repeat(md5(n::text), 40))
+               FROM generate_series(1, 80000) AS n;
+               SELECT setval('changeover.event_position', 80000)";
+    client.batch_execute(sql).await.unwrap();
+    let peak = Operator::replay_within(&database, "accounts 2", 16 << 20).await;
+    println!("{} MiB at most", peak >> 20);
+    assert!(peak < 96 << 20, "{} MiB", peak >> 20);
+    is_whole(&client, 2).await;
+    let sql = "SELECT (SELECT count(*) FROM accounts_v2.accounts), (SELECT events FROM accounts_v2.whole),
+                      (SELECT bool_and(owner = repeat(md5(last::text), 40))
+                       FROM accounts_v2.accounts, LATERAL (SELECT CASE WHEN id BETWEEN 1 AND 30000 THEN id + 50000 WHEN id = 0 THEN 50000 ELSE id END AS last) l)";
+    let row = client.query_one(sql, &[]).await.unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, bool>(2)), (50_000, 80_000, true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_without_an_event_of_the_projector_is_replayed_to_its_end() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let second = of::<2>(&database).await;
+    fill(&client, 0.16, 60_000).await;
+    client.batch_execute("UPDATE changeover.events SET type = 'Unheard'").await.unwrap();
+    assert_eq!(replay(&second, &with(cramped(SHARDS))).await, 0);
+    is_whole(&client, 2).await;
+}
+
 fn an_event(chance: &mut Chance) -> AccountEvent {
     let account = i64::try_from(chance.below(60)).unwrap();
     let other = i64::try_from(chance.below(60)).unwrap();

@@ -5,10 +5,11 @@ use std::time::SystemTime;
 use changeover::tokio_postgres::{IsolationLevel, NoTls, Row};
 use changeover::{
     ActivateOptions, AppendError, Changeover, Configuration, Expected, Path, Position, ReadyState, Refused,
-    Revision,
+    ReplayError, Revision,
 };
 use changeover_testkit::{Database, PgBouncer, eventually};
 
+use crate::accounts::{Accounts, accounts, cramped, differences, fill, is_whole, of, replay, slowly, with};
 use crate::orders::{
     InlineOrders1, InlineOrders2, OrderEvent, Orders1, Orders2, Totals, place, placed, stream,
 };
@@ -243,4 +244,32 @@ async fn statements_that_are_sent_together_run_one_after_the_other_behind_a_pool
     for client in clients.collect::<Vec<_>>() {
         client.await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bulk_that_is_half_replayed_says_that_it_needs_a_direct_connection() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let direct = of::<2>(&database).await;
+    fill(&client, 0.31, 20_000).await;
+    let (names, slow) = ([accounts()], with(slowly(3, 20_000)));
+    tokio::select! {
+        done = direct.replay(&names, &slow, &|_| {}) => panic!("{done:?}"),
+        () = eventually(SOON, || async {
+            let sql = "SELECT count(*) FROM changeover.checkpoints WHERE shard > 0 AND position > 0";
+            client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 3
+        }) => {}
+    }
+    let pooler = PgBouncer::start(&database.config()).unwrap();
+    let through = pooled(&pooler, Configuration::new().fold(Accounts::<2>).unwrap()).await;
+    let error = through.replay(&names, &with(cramped(3)), &|_| {}).await.unwrap_err();
+    assert!(matches!(error, ReplayError::NeedsDirectConnection { .. }), "{error:?}");
+    assert!(error.to_string().contains("not through a pooler"), "{error}");
+    // Directly, it goes on.
+    replay(&direct, &with(cramped(3))).await;
+    is_whole(&client, 2).await;
+    // What has no shards to wait for is replayed through a pooler as well.
+    let third = pooled(&pooler, Configuration::new().fold(Accounts::<3>).unwrap()).await;
+    replay(&third, &with(cramped(3))).await;
+    assert_eq!(differences(&client, 2, 3).await, 0);
 }

@@ -89,6 +89,17 @@ async fn who_has_written_nothing_yet_when_it_starts_over_writes_nothing_any_more
     let late = timeout(SOON, late).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(late, ReplayError::StartedOver { .. }), "{late:?}");
     is_the_same(&client).await;
+
+    // Also where the generation was not set yet, or whoever started over died before it could.
+    let third = of::<3>(&database).await;
+    let lazy = Pace { memory_bytes: 64 << 20, checkpoint_every: Duration::from_mins(1), ..slowly(3, 20_000) };
+    let late = tokio::spawn(async move { third.replay(&[accounts()], &with(lazy), &|_| {}).await });
+    eventually(SOON, || async { !claims(&client).await.is_empty() }).await;
+    let sql = "UPDATE changeover.checkpoints SET attempt = attempt + 1 WHERE major = 3";
+    client.execute(sql, &[]).await.unwrap();
+    let late = timeout(SOON, late).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(late, ReplayError::StartedOver { .. }), "{late:?}");
+    assert_eq!(client.query("SELECT FROM accounts_v3.whole", &[]).await.unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,14 +12,14 @@
 //! | retrying the lock but not the write after it | `an_append_that_met_a_pause_is_written_once` |
 //! | a fenced process that panics and is restarted for ever | `a_retired_process_goes_on_and_serves_again_after_the_way_back` |
 //! | a switch that the load balancer learns of late, so old instances still get writes | `an_instance_that_heard_of_nothing_is_refused_all_the_same` |
-//! | truncating the wrong tables and reporting success | `tables_that_are_not_ours_are_never_touched`, `traps_of_going_back::the_wrong_tables_are_neither_dropped_nor_reported_as_dropped` |
-//! | a replay racing the live publisher | `live_tables_are_not_replayed_into` |
-//! | parallel replay by stream for a row fed by many streams | concerns the parallel replay: later |
-//! | loading all events into memory | `traps_of_the_log::a_replay_takes_the_log_in_bounded_batches` |
+//! | truncating the wrong tables and reporting success | `tables_that_are_not_ours_are_never_touched`, `starting_over::rows_that_count_are_not_thrown_away`, `traps_of_going_back::the_wrong_tables_are_neither_dropped_nor_reported_as_dropped` |
+//! | a replay racing the live publisher | `live_tables_are_not_replayed_into`, `parallel_breaking::live_serial_parallel_and_resumed_rows_are_the_same_row_for_row` |
+//! | parallel replay by stream for a row fed by many streams | `parallel::rows_are_those_of_a_serial_replay_whatever_the_shards_and_the_memory`, `parallel_breaking::live_serial_parallel_and_resumed_rows_are_the_same_row_for_row` |
+//! | loading all events into memory | `traps_of_the_log::a_replay_takes_the_log_in_bounded_batches`, `parallel_breaking::the_whole_log_does_not_have_to_fit_into_memory_and_neither_do_the_rows` |
 //! | side effects fired again by a replay | there are no side effects to fire yet: later |
 //! | a version made of a hash that misses a change, or of the release number that replays everything each time | `a_release_that_changed_no_projector_replays_nothing`, `admission::a_version_with_another_definition_is_refused_at_start_up` |
 //! | two versions writing one table | `two_major_versions_write_tables_of_their_own` |
-//! | waiting for a progress row that never moves because no event matches | `traps_of_the_log::a_projector_whose_events_never_came_is_caught_up` |
+//! | waiting for a progress row that never moves because no event matches | `traps_of_the_log::a_projector_whose_events_never_came_is_caught_up`, `parallel_breaking::a_log_without_an_event_of_the_projector_is_replayed_to_its_end` |
 //! | `max(position)` while transactions are open | `traps_of_the_log::an_event_that_commits_late_is_read_in_its_place`, `read::no_event_is_missed_and_none_read_twice_beside_appenders_that_commit_in_any_order` |
 //! | gap time-outs that skip late commits | `traps_of_the_log::an_event_that_commits_late_is_read_in_its_place` |
 //! | waiting for gaps that never fill | `traps_of_the_log::a_gap_that_never_fills_is_not_waited_for` |

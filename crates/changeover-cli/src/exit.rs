@@ -215,6 +215,7 @@ fn of_replay(error: &ReplayError) -> (Exit, &'static str) {
         ReplayError::StartedOver { .. } => (Exit::Refused, "started_over"),
         ReplayError::NotStartedOver { .. } => (Exit::Refused, "not_started_over"),
         ReplayError::InUse { .. } => (Exit::Refused, "in_use"),
+        ReplayError::NeedsDirectConnection { .. } => (Exit::Refused, "needs_direct_connection"),
         ReplayError::NotEmpty { .. } => (Exit::Refused, "not_empty"),
         ReplayError::Altered { .. } => (Exit::Refused, "altered"),
         _ => DATABASE,

@@ -135,6 +135,23 @@ async fn open(core: &Core, client: &Client, wanted: &[Begun], pace: &Pace) -> Re
     Ok(open)
 }
 
+/// Refuses where shards have to meet first and nobody behind this path could help them: a pooler is in between.
+pub(super) async fn can_go_on(
+    core: &Core,
+    client: &Client,
+    registered: &Registered,
+) -> Result<(), ReplayError> {
+    let id: [&(dyn postgres_types::ToSql + Sync); 2] =
+        [&registered.target.projector.as_str(), &registered.major()];
+    if core.store.path == Path::Direct
+        || core.store.query(client, &core.store.sql.shards, &id).await?.is_empty()
+    {
+        return Ok(());
+    }
+    let (projector, version) = registered.id();
+    Err(ReplayError::NeedsDirectConnection { projector, version })
+}
+
 fn processors() -> i32 {
     const MOST: usize = 16;
     let processors = std::thread::available_parallelism().map_or(2, usize::from);

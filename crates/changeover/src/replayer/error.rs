@@ -116,6 +116,16 @@ pub enum ReplayError {
         /// How long it waited.
         after: Duration,
     },
+    /// Shards of a parallel replay have to go on first, and that is nothing for a pooler.
+    #[error(
+        "the bulk of {projector} {version} is half replayed, which only goes on over a direct connection and not through a pooler: run `replay` with the server's own address"
+    )]
+    NeedsDirectConnection {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+    },
     /// Nothing was replayed yet, and there are rows all the same.
     #[error(
         "{table} holds rows that no replay of {projector} {version} has written: start over with `replay --restart`, or raise its version"

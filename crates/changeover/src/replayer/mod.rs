@@ -112,6 +112,7 @@ async fn catch_up(
             Stepped::Busy => {
                 sleep(BUSY).await;
                 begun.still(&core.store, &client).await?;
+                bulk::can_go_on(core, &client, registered).await?;
                 progress.position = position(core, &client, registered).await?;
                 progress.horizon = horizon::look(&core.store, &client).await?.horizon;
             }
