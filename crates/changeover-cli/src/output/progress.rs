@@ -5,7 +5,7 @@ use std::io::{IsTerminal, stderr};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use changeover::{ActivationProgress, ProjectorName, ReplayProgress};
+use changeover::{ActivationProgress, ProjectorName, ReplayPhase, ReplayProgress};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::pace::{Left, Pace};
@@ -47,6 +47,7 @@ struct Shown {
 #[derive(Debug, Default)]
 struct Replay {
     pace: Pace,
+    phase: Option<ReplayPhase>,
     bar: Option<ProgressBar>,
     /// The newest line, until it is said.
     line: Option<String>,
@@ -96,13 +97,18 @@ impl Progress {
         let name = format!("{} {}", progress.projector, progress.version);
         let (position, horizon) = (progress.position.get(), progress.horizon.get());
         let pace = words(progress, &replay.pace);
-        let line =
-            format!("replaying {name}: at {} of {}, {pace}\n", thousands(position), thousands(horizon));
+        let doing = match progress.phase {
+            ReplayPhase::Following => "following",
+            _ => "replaying",
+        };
+        let line = format!("{doing} {name}: at {} of {}, {pace}\n", thousands(position), thousands(horizon));
         replay.line = Some(line);
+        // Another phase is told at once.
+        let is_new = replay.phase.replace(progress.phase) != Some(progress.phase);
         match self.style {
             Style::Silent => {}
             Style::Lines => {
-                if replay.said.as_ref().is_none_or(|(_, at)| at.elapsed() >= EVERY) {
+                if is_new || replay.said.as_ref().is_none_or(|(_, at)| at.elapsed() >= EVERY) {
                     replay.say();
                 }
             }
