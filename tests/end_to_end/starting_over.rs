@@ -200,7 +200,7 @@ async fn a_replay_into_rows_that_are_not_its_own_is_refused() {
         let error = refused(&second, &options).await;
         let ReplayError::NotEmpty { table, .. } = &error else { panic!("{error:?}") };
         assert_eq!(table, "accounts_v2.kinds");
-        assert!(error.to_string().contains("start over with `replay --restart`"), "{error}");
+        assert!(error.to_string().contains("start over with `replay accounts --restart`"), "{error}");
     }
     assert_eq!(client.query("SELECT FROM accounts_v2.accounts", &[]).await.unwrap().len(), 0);
     replay(&second, &over(with(cramped(2)))).await;

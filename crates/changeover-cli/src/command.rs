@@ -144,7 +144,7 @@ pub struct ReplayArgs {
     pub lag_events: i64,
     /// How fast.
     #[command(flatten)]
-    pub pace: Box<PaceArgs>,
+    pub pace: PaceArgs,
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
@@ -225,7 +225,7 @@ pub struct ActivateArgs {
     pub dry_run: bool,
     /// How fast what has to be replayed is replayed.
     #[command(flatten)]
-    pub pace: Box<PaceArgs>,
+    pub pace: PaceArgs,
     /// The pause.
     #[command(flatten)]
     pub pause: PauseArgs,

@@ -128,7 +128,7 @@ pub enum ReplayError {
     },
     /// Nothing was replayed yet, and there are rows all the same.
     #[error(
-        "{table} holds rows that no replay of {projector} {version} has written: start over with `replay --restart`, or raise its version"
+        "{table} holds rows that no replay of {projector} {version} has written: start over with `replay {projector} --restart`, or raise its version"
     )]
     NotEmpty {
         /// The projector.
