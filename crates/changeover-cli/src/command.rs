@@ -142,12 +142,12 @@ pub struct ReplayArgs {
     /// Stop once at most this many events are left
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(i64).range(0..))]
     pub lag_events: i64,
-    /// How fast.
-    #[command(flatten)]
-    pub pace: PaceArgs,
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
+    /// How fast. Last, since its heading stands over whatever follows.
+    #[command(flatten)]
+    pub pace: PaceArgs,
 }
 
 impl ReplayArgs {
@@ -223,9 +223,6 @@ pub struct ActivateArgs {
     /// Only show what would be done; ends with 1 where something stands in the way
     #[arg(long)]
     pub dry_run: bool,
-    /// How fast what has to be replayed is replayed.
-    #[command(flatten)]
-    pub pace: PaceArgs,
     /// The pause.
     #[command(flatten)]
     pub pause: PauseArgs,
@@ -235,6 +232,9 @@ pub struct ActivateArgs {
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
+    /// How fast what has to be replayed is replayed. Last, since its heading stands over whatever follows.
+    #[command(flatten)]
+    pub pace: PaceArgs,
 }
 
 impl ActivateArgs {

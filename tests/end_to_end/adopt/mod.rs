@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 use changeover::tokio_postgres::{Client, NoTls, Row};
 use changeover::{
     ActivateError, ActivateOptions, ActivationProgress, AdoptAt, AdoptError, AdoptOptions, Adopted,
-    AppendError, Changeover, Expected, Position, ProjectorName, Refused, Type, WhenNothingIsActive,
+    AppendError, Changeover, Expected, Position, ProjectorName, PruneOptions, Refused, Type,
+    WhenNothingIsActive,
 };
 use changeover_testkit::{Cluster, Database, PgBouncer, eventually};
 
 use crate::ledger::ledger_on;
 use crate::operator::Operator;
 use crate::orders::{OrderEvent, place, placed, stream};
-use crate::releases::{SOON, active, instance_of, release, wrong_rows};
+use crate::releases::{SOON, active, hasty, instance_of, release, wrong_rows};
 
 /// The table of `orders`, as somebody else would have made it.
 const TABLE: &str = "
@@ -39,7 +40,7 @@ fn orders() -> ProjectorName {
 }
 
 fn from_public(at: impl Into<AdoptAt>) -> AdoptOptions {
-    AdoptOptions { from_schema: Some("public".to_owned()), ..AdoptOptions::at(at) }
+    AdoptOptions { from_schema: Some("public".to_owned()), activation: hasty(), ..AdoptOptions::at(at) }
 }
 
 async fn adopt(changeover: &Changeover, options: &AdoptOptions) -> Result<Adopted, AdoptError> {
@@ -147,13 +148,24 @@ async fn a_read_model_from_elsewhere_is_adopted_and_fed_from_there_on() {
 
         // It is a version like any other from now on.
         let next = humble(&database, if name == "1.0.0" { "2.0.0" } else { "inline 2.0.0" }).await;
-        let _ = next.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
+        let _ = next.activate(&hasty(), &|_| {}).await.unwrap();
         place(&next, "order-next", 2).await;
         let next_running = next.start();
         next.wait_for(&orders(), next.horizon().await.unwrap(), SOON).await.unwrap();
         assert_eq!(wrong_rows(&client, "orders").await, 0, "{name}: the stable view shows the next version");
         assert_eq!(wrong_rows(&client, "orders_v2").await, 0);
         next_running.stop().await;
+
+        // It can be pruned like any other, once nobody uses the old names any more.
+        let prune = PruneOptions { keep: 0, ..PruneOptions::default() };
+        let refused = next.prune(&prune).await.unwrap_err();
+        assert!(refused.to_string().contains("view public.orders"), "{refused}");
+        client.batch_execute("DROP VIEW public.orders").await.unwrap();
+        let _ = next.prune(&prune).await.unwrap();
+        assert_eq!(
+            text(&client, "SELECT count(*)::text FROM pg_namespace WHERE nspname = 'orders_v1'").await,
+            "0"
+        );
     }
 }
 
@@ -465,7 +477,7 @@ async fn tables_in_a_schema_of_the_projectors_name_leave_the_stable_views_behind
     assert_eq!((&adopted.moved[..], adopted.activation.views.len()), (&["orders.orders".to_owned()][..], 0));
     assert_eq!(wrong_rows(&client, "orders").await, 0);
     let next = humble(&database, "2.0.0").await;
-    let activated = next.activate(&ActivateOptions::default(), &|_| {}).await.unwrap();
+    let activated = next.activate(&hasty(), &|_| {}).await.unwrap();
     assert_eq!(activated.views[0].changed, ["orders.orders"]);
 }
 

@@ -1,13 +1,13 @@
 //! What people give a view stays with it, whatever becomes of its columns, and of its projector.
 
 use changeover::tokio_postgres::Client;
-use changeover::{ActivateOptions, Changeover, ViewProblem};
+use changeover::{Changeover, ViewProblem};
 use changeover_testkit::{Cluster, Database};
 
 use super::{activate, lagging, shown, text, the_problem};
 use crate::ledger::ledger_on;
 use crate::orders::place;
-use crate::releases::SOON;
+use crate::releases::{SOON, hasty};
 
 /// What a role may do with the entries, by a view or a table: a line for each grant.
 async fn grants(client: &Client) -> Vec<String> {
@@ -100,7 +100,7 @@ async fn what_was_granted_on_a_view_outlives_its_projector() {
     assert_eq!(views[0].changed, ["ledger.entries", "ledger.sums"]);
     assert_eq!(text(&client, "SELECT to_regclass('ledger.sums') IS NULL || ''").await, "true");
 
-    let deactivated = four.deactivate(&"ledger".parse().unwrap(), &ActivateOptions::default()).await.unwrap();
+    let deactivated = four.deactivate(&"ledger".parse().unwrap(), &hasty()).await.unwrap();
     assert_eq!(
         (deactivated.views[0].active, &deactivated.views[0].changed[..]),
         (None, &["ledger.entries".to_owned()][..])

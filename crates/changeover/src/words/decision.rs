@@ -158,6 +158,7 @@ pub enum Verdict {
 ///     version: "2.0.0".parse().unwrap(),
 ///     state: ProjectorState::Active,
 ///     in_activation: false,
+///     followed: false,
 /// };
 /// assert!(matches!(
 ///     decide(&ours, &[newer]),
