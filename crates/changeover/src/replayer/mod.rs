@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use tracing::info;
 
 use self::begun::Begun;
+pub(crate) use self::bulk::fold_afresh;
 pub use self::options::{Pace, ReplayOptions, Throttle};
 use crate::admission::Permit;
 use crate::core::Core;
