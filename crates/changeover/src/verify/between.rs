@@ -158,9 +158,21 @@ struct Two<'a> {
 
 /// Where both stand.
 #[derive(Debug, Clone, Copy)]
-struct Stands {
+struct Standing {
     position: Position,
     skipped: usize,
+}
+
+/// Where one of them stands.
+#[derive(Debug, Clone, Copy)]
+struct Stands {
+    position: Position,
+    /// How many events it does without.
+    skipped: usize,
+    /// Its shards stand at several positions.
+    in_shards: bool,
+    /// The two cannot be compared.
+    apart: bool,
 }
 
 impl Two<'_> {
@@ -169,46 +181,56 @@ impl Two<'_> {
     }
 
     /// Begins a snapshot in which both stand at one position.
-    async fn snapshot(&self) -> Result<Stands, VerifyError> {
+    async fn snapshot(&self) -> Result<Standing, VerifyError> {
         let started = Instant::now();
         loop {
             // Whatever an expression does, it changes nothing.
             self.execute(&format!("{}; SET TRANSACTION READ ONLY", super::SNAPSHOT)).await?;
-            let stands = self.stands().await?;
-            if stands.iter().all(|(.., apart)| !apart) {
-                let position = stands.iter().map(|(position, ..)| *position).max();
-                let skipped = stands.iter().map(|(_, skipped, _)| skipped).sum();
-                return Ok(Stands { position: position.expect("BUG: two versions"), skipped });
+            let [one, other] = self.stand().await?;
+            if !one.apart && !other.apart {
+                let position = one.position.max(other.position);
+                return Ok(Standing { position, skipped: one.skipped + other.skipped });
             }
             self.execute("ROLLBACK").await?;
             if started.elapsed() > self.options.patience {
-                return Err(VerifyError::Apart {
-                    projector: self.projector.clone(),
-                    versions: self.versions.map(Clone::clone),
-                    positions: [stands[0].0, stands[1].0],
-                    after: started.elapsed(),
-                });
+                return Err(self.apart([one, other], started.elapsed()));
             }
             sleep(super::AGAIN).await;
         }
     }
 
-    /// Where each of them stands, how many events it does without, and whether they are apart.
-    async fn stands(&self) -> Result<[(Position, usize, bool); 2], VerifyError> {
+    fn apart(&self, stand: [Stands; 2], after: Duration) -> VerifyError {
+        let projector = self.projector.clone();
+        match stand.iter().zip(self.versions).find(|(stands, _)| stands.in_shards) {
+            Some((_, version)) => VerifyError::InShards { projector, version: version.clone() },
+            None => VerifyError::Apart {
+                projector,
+                versions: self.versions.map(Clone::clone),
+                positions: stand.map(|stands| stands.position),
+                after,
+            },
+        }
+    }
+
+    /// Where each of them stands.
+    async fn stand(&self) -> Result<[Stands; 2], VerifyError> {
         let majors = self.versions.map(|version| i64::try_from(version.major).unwrap_or(i64::MAX));
         let params: [&(dyn ToSql + Sync); 3] = [&self.projector.as_str(), &majors[0], &majors[1]];
         let rows = self.store.query(self.client, &self.store.sql.verified_between, &params).await?;
-        let of = |at: usize| {
-            let (projector, version) = (self.projector.clone(), self.versions[at].clone());
-            let row = rows.iter().find(|row| row.get::<_, i64>("major") == majors[at]);
+        let mut stand = Vec::with_capacity(majors.len());
+        for (version, major) in self.versions.into_iter().zip(majors) {
+            let (projector, version) = (self.projector.clone(), version.clone());
+            let row = rows.iter().find(|row| row.get::<_, i64>("major") == major);
             let Some(row) = row else { return Err(VerifyError::NotThere { projector, version }) };
-            if row.get("in_shards") {
-                return Err(VerifyError::InShards { projector, version });
-            }
-            let skipped = usize::try_from(row.get::<_, i64>("skipped")).unwrap_or_default();
-            Ok((row.get("position"), skipped, row.get("apart")))
-        };
-        Ok([of(0)?, of(1)?])
+            let in_shards = row.get("in_shards");
+            stand.push(Stands {
+                position: row.get("position"),
+                skipped: usize::try_from(row.get::<_, i64>("skipped")).unwrap_or_default(),
+                in_shards,
+                apart: in_shards || row.get("apart"),
+            });
+        }
+        Ok([stand[0], stand[1]])
     }
 
     /// Says which of the expressions is wrong, if one is.

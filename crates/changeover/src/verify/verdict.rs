@@ -71,6 +71,7 @@ pub struct RowDifference {
     /// How.
     pub difference: RowDiffers,
     /// Its key: each column with its value as text. Empty in a table that has no primary key.
+    #[serde(serialize_with = "by_name")]
     pub key: Vec<(String, String)>,
     /// The columns that differ.
     pub columns: Vec<String>,
@@ -155,4 +156,8 @@ impl std::fmt::Display for Verified {
 
 fn secs<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
+}
+
+fn by_name<S: serde::Serializer>(key: &[(String, String)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(key.iter().map(|(column, value)| (column, value)))
 }
