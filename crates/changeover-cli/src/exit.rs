@@ -11,6 +11,7 @@ use changeover::{
 use serde::Serialize;
 
 use crate::output::plain;
+use crate::output::verified::in_short;
 
 /// The exit codes, for the help of a host: `#[command(after_help = changeover_cli::EXIT_CODES)]`.
 pub const EXIT_CODES: &str = "\
@@ -129,7 +130,7 @@ impl Failure {
                 lines.extend(list.iter().map(|one| format!("  different: {one}")));
             }
             Some(InTheWay::Verified(list)) => {
-                lines.extend(list.iter().map(|one| format!("  different: {one}")));
+                lines.extend(list.iter().flat_map(in_short).map(|line| format!("  {line}")));
             }
             Some(InTheWay::Blockers(list)) => {
                 lines.extend(list.iter().map(|one| format!("  blocked by: {one}")));
@@ -323,7 +324,7 @@ impl From<ActivateError> for Failure {
 /// What to do about rows that differ.
 fn rows_to_see(verified: &[Verified]) -> Option<Box<str>> {
     let first = verified.first()?;
-    Some(format!("see which rows with `verify {}`; nothing was changed", first.projector).into())
+    Some(format!("see all of it with `verify {}`; nothing was changed", first.projector).into())
 }
 
 impl From<VerifyError> for Failure {

@@ -9,7 +9,7 @@ use changeover::{ActivationProgress, ProjectorName, ReplayProgress, VerifyProgre
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::pace::{Left, Pace};
-use super::tables::{seconds, thousands};
+use super::tables::{seconds, several, thousands};
 use super::{plain, to_stderr};
 
 /// How often the same thing is said in lines.
@@ -98,12 +98,12 @@ impl Progress {
         match progress {
             VerifyProgress::Folding(progress) => self.feeding("folding", progress),
             VerifyProgress::Comparing { projector, version, table, rows, .. } => {
-                let rows = thousands(i64::try_from(*rows).unwrap_or(i64::MAX));
+                let rows = several(i64::try_from(*rows).unwrap_or(i64::MAX), "row");
                 let table = plain(table);
                 self.say_at_most_every(
                     EVERY,
                     "comparing",
-                    format!("comparing {projector} {version}: {rows} rows of {table}"),
+                    format!("comparing {projector} {version}: {rows} of {table}"),
                 );
             }
             _ => {}

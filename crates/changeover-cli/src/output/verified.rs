@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use changeover::{Against, RowDifference, RowDiffers, TableVerdict, Values, Verified};
+use changeover::{RowDifference, RowDiffers, TableVerdict, Values, Verified};
 
 use super::plain;
 use super::tables::{several, table, thousands};
@@ -19,10 +19,7 @@ pub(crate) fn verified(verified: &Verified) -> String {
     let mut text = format!("{}; {rows} compared {at}.\n", plain(&verified.to_string()));
     if *skipped_events > 0 {
         let events = several(i64::try_from(*skipped_events).unwrap_or(i64::MAX), "event");
-        let _ = match verified.against {
-            Against::Log => writeln!(text, "It does without {events} that were skipped."),
-            Against::Version(_) => writeln!(text, "They do without {events} that were skipped."),
-        };
+        let _ = writeln!(text, "Left out, because somebody had it skipped: {events}.");
     }
     text.push('\n');
     let columns = ["table", "rows", "expected", "missing", "extra", "different"];
@@ -59,6 +56,14 @@ fn differences(text: &mut String, table: &TableVerdict) {
     for example in &table.examples {
         let _ = writeln!(text, "  {}", plain(&row(example)));
     }
+}
+
+/// In one line, with the first rows that differ.
+pub(crate) fn in_short(verified: &Verified) -> Vec<String> {
+    let rows = verified.tables.iter().flat_map(|table| {
+        table.examples.iter().map(|example| format!("{}: {}", table.table, row(example)))
+    });
+    std::iter::once(verified.to_string()).chain(rows).collect()
 }
 
 fn row(example: &RowDifference) -> String {

@@ -9,4 +9,5 @@ mod operations;
 mod program;
 mod pruning;
 mod reading;
+mod verifying;
 mod views;

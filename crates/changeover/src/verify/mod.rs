@@ -167,7 +167,7 @@ pub enum VerifyError {
     },
     /// The two versions never stood at one position.
     #[error(
-        "{projector} {} stands at position {} and {} at {}, with events in between, and that did not change in {after:.1?}: bring both to the end of the log, and compare them while nothing is appended",
+        "{projector} {} is at position {} and {} at {}, with events in between, and that did not change in {after:.1?}: bring both to the end of the log, and compare them while nothing is appended",
         versions[0], positions[0], versions[1], positions[1]
     )]
     Apart {
