@@ -37,4 +37,5 @@ mod traps;
 mod traps_of_going_back;
 mod traps_of_the_log;
 mod upgrade;
+mod verify;
 mod views;

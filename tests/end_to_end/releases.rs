@@ -181,6 +181,7 @@ pub(crate) fn phase(progress: &ActivationProgress) -> &'static str {
         ActivationProgress::Planned(_) => "planned",
         ActivationProgress::Started { .. } => "started",
         ActivationProgress::Replaying(_) => "replaying",
+        ActivationProgress::Verifying(_) => "verifying",
         ActivationProgress::WaitingForInstances { .. } => "waiting for instances",
         ActivationProgress::WaitingForAppends(_) => "waiting for appends",
         ActivationProgress::Paused => "paused",

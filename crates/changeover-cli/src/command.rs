@@ -1,15 +1,18 @@
 //! What can be typed: the commands, their arguments, and the options that all of them share.
 
+mod verify;
+
 use std::fmt;
 use std::time::Duration;
 
 use changeover::{
     ActivateOptions, AdoptAt, AdoptOptions, Builder, Changeover, Pace, Position, ProjectorName, PruneOptions,
-    ReplayOptions, SchemaName, Throttle,
+    ReplayOptions, SchemaName, Throttle, VerifyOptions,
 };
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Subcommand};
 
+pub use self::verify::VerifyArgs;
 use crate::exit::EXIT_CODES;
 
 /// Changeover's commands, to be flattened into the commands of a host.
@@ -59,6 +62,13 @@ pub enum Command {
     /// position is replayed; then this projector is activated. Interrupted, it goes on from there the next time.
     #[command(display_order = 114, after_help = EXIT_CODES)]
     Adopt(AdoptArgs),
+    /// Prove that a projector's rows are what it makes of the log, or show which are not
+    ///
+    /// Folds the log afresh into tables of its own, which it drops in the end, and compares every row with the one that is
+    /// there, at one exact position, beside whoever writes. With --between it compares the tables of two versions with each
+    /// other. Ends with 1 where rows differ, and names their keys and columns, never other values unless told so.
+    #[command(display_order = 112, after_help = EXIT_CODES)]
+    Verify(VerifyArgs),
     /// End every activation that has not switched yet; the active configuration stays
     #[command(display_order = 107, after_help = EXIT_CODES)]
     Abort(AbortArgs),
@@ -95,14 +105,15 @@ pub enum Command {
 impl Command {
     /// Whether it needs the code of the projectors, hence the application's own binary.
     pub fn needs_projectors(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Plan
-                | Self::Replay(_)
-                | Self::ActivateConfiguration(_)
-                | Self::Rollback(_)
-                | Self::Adopt(_)
-        )
+            | Self::Replay(_)
+            | Self::ActivateConfiguration(_)
+            | Self::Rollback(_)
+            | Self::Adopt(_) => true,
+            Self::Verify(args) => args.between.is_none(),
+            _ => false,
+        }
     }
 
     /// Its name, as it is typed.
@@ -115,6 +126,7 @@ impl Command {
             Self::ActivateConfiguration(_) => "activate-configuration",
             Self::Rollback(_) => "rollback",
             Self::Adopt(_) => "adopt",
+            Self::Verify(_) => "verify",
             Self::Abort(_) => "abort",
             Self::Prune(_) => "prune",
             Self::Retry(_) => "retry",
@@ -217,6 +229,9 @@ pub struct ActivateArgs {
     /// How long the new versions may take to come close to the end of the log
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub catch_up_timeout: Duration,
+    /// Prove the rows of new versions against the log before the switch, and refuse to switch where any differ
+    #[arg(long)]
+    pub verify: bool,
     /// Let instances of the old release that still run keep its tables current, so that going back replays nothing
     #[arg(long)]
     pub keep_following: bool,
@@ -243,6 +258,7 @@ impl ActivateArgs {
             wait_for_instances: self.wait_for_instances,
             instances_timeout: self.instances_timeout,
             catch_up_timeout: self.catch_up_timeout,
+            verify: self.verify.then(|| VerifyOptions { pace: self.pace.pace(), ..VerifyOptions::default() }),
             pace: self.pace.pace(),
             keep_following: self.keep_following,
             ..self.pause.options(&self.views, &self.who)
@@ -262,6 +278,9 @@ pub struct AdoptArgs {
     /// Move the tables from this schema, and leave views in their places
     #[arg(long, value_name = "NAME")]
     pub from_schema: Option<String>,
+    /// Prove the rows against the log first, and refuse where any differ; nothing is changed then
+    #[arg(long)]
+    pub verify: bool,
     /// How long to try to move the tables while somebody holds them
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub move_timeout: Duration,
@@ -283,6 +302,7 @@ impl AdoptArgs {
     pub(crate) fn options(&self) -> AdoptOptions {
         AdoptOptions {
             from_schema: self.from_schema.clone(),
+            verify: self.verify.then(VerifyOptions::default),
             move_timeout: self.move_timeout,
             activation: ActivateOptions {
                 catch_up_timeout: self.catch_up_timeout,
@@ -589,6 +609,8 @@ mod tests {
         check("rollback", true);
         check("deactivate orders", false);
         check("repoint-views", false);
+        check("verify orders", true);
+        check("verify orders --between 1.4.0 2.0.0 --map a.b=c+1 --leave-out a.d", false);
     }
 
     #[test]
@@ -608,6 +630,11 @@ mod tests {
         check("adopt orders --position=-1", "0 stands before the first");
         check("adopt orders --position end", "the word horizon");
         check("retry Orders", "lower-case");
+        check("verify orders --between 1.4.0", "2 values required");
+        check("verify orders --between 1.4 2.0.0", "unexpected end of input");
+        check("verify orders --map a.b=c", "--between <OLD> <NEW>");
+        check("verify orders --between 1.0.0 2.0.0 --map a.b", "euros * 100");
+        check("verify orders --between 1.0.0 2.0.0 --leave-out a.", "examples: orders");
         check("activate-configuration --pause-limit 0s", "more than nothing");
         check("activate-configuration --pause-limit 3", "examples: 500ms");
         check("replay --lag-events=-1", "-1 is not in 0..");

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use changeover::{
     ActivateError, AdoptError, Blocker, ConnectError, MigrateError, NoWayBack, NotPruned, Obstacle,
     PruneError, Pruned, RegisterError, ReplayError, RollbackError, SkipError, StoreError, TableDifference,
+    Verified, VerifyError,
 };
 use serde::Serialize;
 
 use crate::output::plain;
+use crate::output::verified::in_short;
 
 /// The exit codes, for the help of a host: `#[command(after_help = changeover_cli::EXIT_CODES)]`.
 pub const EXIT_CODES: &str = "\
@@ -77,6 +79,7 @@ pub(crate) struct Failure {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum InTheWay {
     Blockers(Vec<Blocker>),
+    Verified(Vec<Verified>),
     Obstacles(Vec<Obstacle>),
     Differences(Vec<TableDifference>),
     Prune(Box<Protected>),
@@ -125,6 +128,9 @@ impl Failure {
             }
             Some(InTheWay::Differences(list)) => {
                 lines.extend(list.iter().map(|one| format!("  different: {one}")));
+            }
+            Some(InTheWay::Verified(list)) => {
+                lines.extend(list.iter().flat_map(in_short).map(|line| format!("  {line}")));
             }
             Some(InTheWay::Blockers(list)) => {
                 lines.extend(list.iter().map(|one| format!("  blocked by: {one}")));
@@ -222,11 +228,30 @@ fn of_replay(error: &ReplayError) -> (Exit, &'static str) {
     }
 }
 
+fn of_verify(error: &VerifyError) -> (Exit, &'static str) {
+    match error {
+        VerifyError::NotOurs(_) => (Exit::Refused, "unknown_projector"),
+        VerifyError::NotThere { .. } => (Exit::Refused, "no_tables"),
+        VerifyError::InShards { .. } => (Exit::Refused, "in_shards"),
+        VerifyError::OtherTable { .. } => (Exit::Refused, "other_tables"),
+        VerifyError::Ddl { .. } => (Exit::Failed, "ddl"),
+        VerifyError::Fold(error) => of_replay(error),
+        VerifyError::HeldUp { .. } => (Exit::Refused, "held_up"),
+        VerifyError::WentBack { .. } => (Exit::Refused, "went_back"),
+        VerifyError::Apart { .. } => (Exit::Refused, "apart"),
+        VerifyError::NotComparable { .. } => (Exit::Refused, "not_comparable"),
+        VerifyError::Expression { .. } => (Exit::Refused, "expression"),
+        _ => DATABASE,
+    }
+}
+
 fn of_activate(error: &ActivateError) -> (Exit, &'static str) {
     match error {
         ActivateError::Obstacles(_) => (Exit::Refused, "obstacles"),
         ActivateError::Replay(error) => of_replay(error),
         ActivateError::Register(error) => of_register(error),
+        ActivateError::Verify(error) => of_verify(error),
+        ActivateError::Differs(_) => (Exit::Refused, "differs"),
         ActivateError::Instances { .. } => (Exit::Refused, "instances"),
         ActivateError::Blocked { .. } => (Exit::Refused, "blocked"),
         ActivateError::Overtaken { .. } => (Exit::Refused, "overtaken"),
@@ -282,6 +307,11 @@ impl From<ActivateError> for Failure {
                 failure.next = Some(format!("end what blocks it, {end}, or try again later").into());
                 failure.in_the_way = Some(InTheWay::Blockers(blockers));
             }
+            ActivateError::Differs(verified) => {
+                "not activated: rows are not what the log makes of them".clone_into(&mut failure.message);
+                failure.next = rows_to_see(&verified);
+                failure.in_the_way = Some(InTheWay::Verified(verified));
+            }
             ActivateError::Obstacles(obstacles) => {
                 "not activated: something stands in the way".clone_into(&mut failure.message);
                 failure.in_the_way = Some(InTheWay::Obstacles(obstacles));
@@ -289,6 +319,18 @@ impl From<ActivateError> for Failure {
             _ => {}
         }
         failure
+    }
+}
+
+/// What to do about rows that differ.
+fn rows_to_see(verified: &[Verified]) -> Option<Box<str>> {
+    let first = verified.first()?;
+    Some(format!("see all of it with `verify {}`; nothing was changed", first.projector).into())
+}
+
+impl From<VerifyError> for Failure {
+    fn from(error: VerifyError) -> Self {
+        Self::of(of_verify(&error), &error)
     }
 }
 
@@ -332,7 +374,8 @@ impl From<AdoptError> for Failure {
             AdoptError::Different { .. } => (Exit::Refused, "other_tables"),
             AdoptError::SchemaIsThere { .. } => (Exit::Refused, "foreign_tables"),
             AdoptError::Ddl { .. } => (Exit::Failed, "ddl"),
-            AdoptError::NotProved { .. } => (Exit::Refused, "not_proved"),
+            AdoptError::Differs(_) => (Exit::Refused, "differs"),
+            AdoptError::Verify(error) => of_verify(error),
             AdoptError::Blocked { .. } => (Exit::Refused, "blocked"),
             AdoptError::NotActivated { source, .. } => of_activate(source),
             _ => DATABASE,
@@ -343,6 +386,10 @@ impl From<AdoptError> for Failure {
                 failure.message = format!("not adopted: the tables are not those of {projector} {version}");
                 failure.next = Some("change the tables or the definition".into());
                 failure.in_the_way = Some(InTheWay::Differences(differences));
+            }
+            AdoptError::Differs(verified) => {
+                "not adopted: rows are not what the log makes of them".clone_into(&mut failure.message);
+                failure.in_the_way = Some(InTheWay::Verified(vec![*verified]));
             }
             AdoptError::Blocked { blockers, .. } if !blockers.is_empty() => {
                 "not adopted: the tables could not be moved".clone_into(&mut failure.message);

@@ -1,7 +1,7 @@
 //! Changeover's commands: a clap library that a host embeds, and the `changeover` binary.
 //!
-//! `plan`, `replay`, `activate-configuration`, `rollback` and `adopt` run the projectors' code, so they belong into the application's own
-//! binary:
+//! `plan`, `replay`, `activate-configuration`, `rollback`, `adopt` and `verify` run the projectors' code, so they belong into the
+//! application's own binary:
 //! the same build that serves also replays and activates. The other commands need no projector; the `changeover` binary has
 //! them too, for operators.
 //!
@@ -69,7 +69,7 @@
 //!
 //! Told to stop by Ctrl-C or SIGTERM, `activate-configuration` and `rollback` abort their activation at once, so that nobody is paused until the
 //! deadline; `adopt` does the same, and keeps what it took over. If the switch took place already, each says so and ends with 0, also where
-//! stable views are still to be moved. `replay` stops, and goes on from there the next time.
+//! stable views are still to be moved. `replay` stops, and goes on from there the next time. `verify` stops, and the next one drops the tables that it made.
 //! `deactivate` is over within its drain timeout and its pause limit and is waited for. A second signal ends each of them where
 //! it stands.
 
@@ -85,7 +85,7 @@ pub use clap;
 
 pub use crate::command::{
     AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, Options, PauseArgs, PruneArgs, ReplayArgs,
-    RepointArgs, RetryArgs, SkipArgs, ViewArgs, Who,
+    RepointArgs, RetryArgs, SkipArgs, VerifyArgs, ViewArgs, Who,
 };
 pub use crate::exit::{EXIT_CODES, Exit};
 pub use crate::program::{main_with, main_without_projectors};

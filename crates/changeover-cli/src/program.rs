@@ -126,6 +126,7 @@ mod tests {
                 "retry" | "deactivate" => vec!["orders"],
                 "prune" => vec!["--keep", "1"],
                 "skip" | "adopt" => vec!["orders", "--position", "1"],
+                "verify" => vec!["orders", "--between", "1.0.0", "2.0.0"],
                 _ => vec![],
             };
             let line = ["changeover", command.get_name()].into_iter().chain(arguments);

@@ -16,12 +16,12 @@ use tokio::time::timeout;
 
 use crate::command::{
     AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, Options, PruneArgs, ReplayArgs, RepointArgs,
-    RetryArgs, SkipArgs,
+    RetryArgs, SkipArgs, VerifyArgs,
 };
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupts;
 use crate::output::progress::Progress;
-use crate::output::{self, Report, json as documents, tables};
+use crate::output::{self, Report, json as documents, tables, verified};
 
 /// Runs one of Changeover's commands for the instance that `builder` sets up: its database, its configuration, its name.
 ///
@@ -36,7 +36,8 @@ use crate::output::{self, Report, json as documents, tables};
 /// ```
 pub async fn run(command: Command, options: &Options, builder: Builder) -> ExitCode {
     let progress = Progress::new(options.quiet);
-    let done = perform(command, builder, &progress).await;
+    // What all commands need together is too much for the stack of a caller.
+    let done = Box::pin(perform(command, builder, &progress)).await;
     // What is left of it must not stand below the result.
     drop(progress);
     let exit = match done {
@@ -61,6 +62,7 @@ async fn perform(command: Command, builder: Builder, progress: &Progress) -> Res
         Command::Rollback(args) if args.dry_run => plan_rollback(changeover).await,
         Command::Rollback(args) => activate(changeover, &args, Way::Back, progress).await,
         Command::Adopt(args) => adopt(changeover, &args, progress).await,
+        Command::Verify(args) => verify(changeover, &args, progress).await,
         Command::Abort(args) => abort(changeover, &args).await,
         Command::Prune(args) => prune(changeover, &args).await,
         Command::Retry(args) => retry(changeover, &args).await,
@@ -128,6 +130,30 @@ async fn replay(changeover: &Changeover, args: &ReplayArgs, progress: &Progress)
         }
     };
     Ok(Report::done(tables::replayed(&replayed), documents::replayed(&replayed)))
+}
+
+async fn verify(changeover: &Changeover, args: &VerifyArgs, progress: &Progress) -> Result<Report, Failure> {
+    let mut interrupts = interrupts()?;
+    let projector = &args.projector;
+    let on_progress = |at| progress.verifying(&at);
+    let verifying = async {
+        match args.between() {
+            Some((old, new, options)) => {
+                known(&changeover.status().await?, projector)?;
+                Ok(changeover.verify_between(projector, old, new, &options, &on_progress).await?)
+            }
+            None => Ok::<_, Failure>(changeover.verify(projector, &args.options(), &on_progress).await?),
+        }
+    };
+    let found = tokio::select! {
+        found = verifying => found?,
+        signal = interrupts.next() => {
+            return Err(Failure::interrupted(format!("{signal}: nothing can be said of {projector}"))
+                .next("run `verify` again; it drops the tables that this one has made"));
+        }
+    };
+    let exit = if found.is_equal() { Exit::Done } else { Exit::Refused };
+    Ok(Report { exit, text: verified::verified(&found), json: documents::verified(&found) })
 }
 
 async fn plan_rollback(changeover: &Changeover) -> Result<Report, Failure> {

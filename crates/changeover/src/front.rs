@@ -26,6 +26,7 @@ use crate::publisher;
 use crate::replayer::{self, CaughtUp, ReplayError, ReplayOptions, ReplayProgress};
 use crate::status::{Status, status};
 use crate::store::{Path, StoreError};
+use crate::verify::{self, BetweenOptions, Subject, Verified, VerifyError, VerifyOptions, VerifyProgress};
 use crate::views::{self, ProjectorViews};
 use crate::wake::Waker;
 use crate::words::event::{Expected, Recorded};
@@ -338,6 +339,73 @@ impl Changeover {
         replayer::replay(&self.core, &wanted, options, on_progress).await
     }
 
+    /// Compares the tables of a projector of this build with what this build makes of the log, beside whoever feeds and
+    /// reads them: every row, at one exact position. Finds rows that are missing, extra or different, whatever made them so: a
+    /// hand that changed them, code that changed without its version, a fold that depends on more than its events.
+    ///
+    /// Values are equal if their type says so: numbers by value whatever their scale, `json` and `jsonb` without regard to
+    /// spaces and to the order of keys, `NaN` to itself; types without an equality of that kind as text. Rows of tables without a
+    /// primary key are compared as a whole and counted.
+    ///
+    /// Costs about as much as a replay, in time, in reading and in space: the log is folded afresh into tables of its own, which
+    /// are dropped in the end; after a kill, by the next call. The tables that are there are locked for no longer than
+    /// it takes to read `page_rows` rows of them, or one table whole that has no primary key.
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), Box<dyn std::error::Error>> {
+    /// use changeover::VerifyOptions;
+    /// let verified = changeover.verify(&"order_summary".parse()?, &VerifyOptions::default(), &|_| {}).await?;
+    /// assert!(verified.is_equal(), "{verified}");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`VerifyError`]: nothing can be said. That rows differ is no error.
+    pub async fn verify(
+        &self,
+        projector: &ProjectorName,
+        options: &VerifyOptions,
+        on_progress: &(dyn Fn(VerifyProgress) + Send + Sync),
+    ) -> Result<Verified, VerifyError> {
+        let registered = self.core.configuration.projectors.get(projector);
+        let registered = registered.ok_or_else(|| VerifyError::NotOurs(projector.clone()))?;
+        verify::verify(&self.core, Subject::registered(registered), options, on_progress).await
+    }
+
+    /// Compares the tables of two versions of a projector with each other, but for differences that are declared: the rows of
+    /// `version` should be those of `with`. By SQL alone, so it needs the code of neither. Both have to stand at one position,
+    /// which is waited for as long as [`BetweenOptions::patience`] says.
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), Box<dyn std::error::Error>> {
+    /// use changeover::{BetweenOptions, Declared};
+    /// let cents = Declared::Mapped {
+    ///     table: "orders".into(),
+    ///     column: "cents".into(),
+    ///     expression: "euros * 100".into(),
+    /// };
+    /// let euros = Declared::LeftOut { table: "orders".into(), column: Some("euros".into()) };
+    /// let options = BetweenOptions { declared: vec![cents, euros], ..BetweenOptions::default() };
+    /// let (with, version) = ("1.4.0".parse()?, "2.0.0".parse()?);
+    /// let verified = changeover.verify_between(&"orders".parse()?, &with, &version, &options, &|_| {}).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`VerifyError`]: nothing can be said. That rows differ is no error.
+    pub async fn verify_between(
+        &self,
+        projector: &ProjectorName,
+        with: &semver::Version,
+        version: &semver::Version,
+        options: &BetweenOptions,
+        on_progress: &(dyn Fn(VerifyProgress) + Send + Sync),
+    ) -> Result<Verified, VerifyError> {
+        verify::between(&self.core.store, projector, with, version, options, on_progress).await
+    }
+
     /// Makes this configuration the active one: replays what has to be replayed, catches up, and switches all projectors
     /// at one moment.
     pub async fn activate(
@@ -448,7 +516,7 @@ impl Changeover {
             .projectors
             .get(projector)
             .ok_or_else(|| AdoptError::NotOurs(projector.clone()))?;
-        adopt::adopt(&self.core, registered, options, None, on_progress).await
+        adopt::adopt(&self.core, registered, options, on_progress).await
     }
 
     /// Makes the stable views `<projector>.<table>` show the active versions, of all projectors. An activation does that by

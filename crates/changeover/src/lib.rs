@@ -24,6 +24,7 @@ mod horizon;
 mod in_flight;
 mod instances;
 mod log;
+mod objects;
 mod projector;
 mod prune;
 mod publisher;
@@ -32,6 +33,7 @@ mod replayer;
 mod status;
 mod step;
 mod store;
+mod verify;
 mod views;
 mod wake;
 mod watch;
@@ -68,6 +70,10 @@ pub use crate::replayer::{
 pub use crate::status::{OpenActivation, ProjectorStatus, Stall, Status, TablesStatus};
 pub use crate::store::migrate::MigrateError;
 pub use crate::store::{Path, StoreError};
+pub use crate::verify::{
+    Against, BetweenOptions, Declared, RowDifference, RowDiffers, TableVerdict, Values, Verified,
+    VerifyError, VerifyOptions, VerifyProgress,
+};
 pub use crate::views::{ProjectorViews, StableView, ViewProblem};
 pub use crate::wake::{Signals, Waker};
 pub use crate::words::decision::{NotFed, Refused, Verdict, VersionState, Versions, decide};

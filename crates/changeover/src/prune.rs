@@ -19,7 +19,8 @@ use tracing::info;
 use crate::activation::rollback::newest_switch;
 use crate::in_flight::{self, Blocker};
 use crate::instances::GONE_AFTER_SECS;
-use crate::registration::{Changed, Object, changing, objects, registry};
+use crate::objects;
+use crate::registration::{Changed, changing, registry};
 use crate::store::{Store, StoreError, rows};
 use crate::wake::Hint;
 use crate::words::decision::Versions;
@@ -217,7 +218,7 @@ async fn foreign(store: &Store, client: &Client, tables: &RetiredTables) -> Resu
     let params: [&(dyn ToSql + Sync); 2] = [&tables.projector.as_str(), &major(tables)];
     let made = store.query_opt(client, &store.sql.objects_made, &params).await?;
     let made: Vec<String> = made.map(|row| row.get("objects")).unwrap_or_default();
-    let objects = objects(store, client, schema).await?;
+    let objects = objects::all(store, client, schema).await?;
     let dependents = store.query(client, &store.sql.dependents, &[schema]).await?;
     let strangers = objects.iter().map(ToString::to_string).filter(|object| !made.contains(object));
     let dependents = dependents.iter().map(|row| Foreign::Dependent(row.get("object")));
@@ -371,7 +372,7 @@ async fn drop_once(
     if store.query(client, &store.sql.prune_versions, &versions).await?.is_empty() {
         return Err(Failed::Not(not_retired(store, client, tables).await?));
     }
-    let mut left = objects(store, client, schema).await?;
+    let mut left = objects::all(store, client, schema).await?;
     let own: Vec<&str> =
         left.iter().filter(|own| own.kind == "TABLE").map(|own| own.identity.as_str()).collect();
     if !own.is_empty() {
@@ -385,7 +386,7 @@ async fn drop_once(
         return Err(Failed::Not(Dropped::No(WhyNotPruned::InTheWay(foreign))));
     }
     while !left.is_empty() {
-        left = drop_free(client, left).await?;
+        left = objects::drop_free(client, left).await?;
     }
     let exists = store.query_one(client, &store.sql.schema_exists, &[schema]).await?;
     if exists.get("present") {
@@ -393,50 +394,6 @@ async fn drop_once(
     }
     store.query(client, &store.sql.forget_tables, &params).await?;
     Ok(Changed::Yes)
-}
-
-/// What stands on others comes before them, as far as that can be told by its kind.
-const KINDS: [&str; 7] =
-    ["VIEW", "MATERIALIZED VIEW", "TABLE", "FOREIGN TABLE", "SEQUENCE", "ROUTINE", "TYPE"];
-
-/// Drops what nothing else among the objects depends on, and returns the rest. An error if that is all.
-async fn drop_free(client: &Client, objects: Vec<Object>) -> Result<Vec<Object>, StoreError> {
-    let (before, mut left) = (objects.len(), Vec::new());
-    let mut refused = None;
-    for kind in KINDS {
-        let of_kind: Vec<Object> = objects.iter().filter(|object| object.kind == kind).cloned().collect();
-        // Together, since they may refer to each other; else one by one, since others may refer to some of them.
-        if of_kind.is_empty() || dropped(client, &of_kind).await?.is_ok() {
-            continue;
-        }
-        for object in of_kind {
-            if let Err(error) = dropped(client, std::slice::from_ref(&object)).await? {
-                refused = Some(error);
-                left.push(object);
-            }
-        }
-    }
-    match refused {
-        Some(error) if left.len() == before => Err(error),
-        _ => Ok(left),
-    }
-}
-
-/// Drops objects of one kind, unless something else depends on them.
-async fn dropped(client: &Client, objects: &[Object]) -> Result<Result<(), StoreError>, StoreError> {
-    let names: Vec<&str> = objects.iter().map(|object| object.identity.as_str()).collect();
-    let statement = format!("SAVEPOINT own; DROP {} {} RESTRICT", objects[0].kind, names.join(", "));
-    match client.batch_execute(&statement).await.map_err(StoreError::from) {
-        Ok(()) => {
-            client.batch_execute("RELEASE SAVEPOINT own").await?;
-            Ok(Ok(()))
-        }
-        Err(error) if is(&error, &SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {
-            client.batch_execute("ROLLBACK TO SAVEPOINT own; RELEASE SAVEPOINT own").await?;
-            Ok(Err(error))
-        }
-        Err(error) => Err(error),
-    }
 }
 
 /// Why no version was there to be dropped.

@@ -4,6 +4,7 @@ use futures_util::future::join;
 use tokio_postgres::Client;
 use tracing::info;
 
+use crate::objects;
 use crate::projector::configuration::Configuration;
 use crate::projector::{Registered, chain};
 use crate::store::{Store, StoreError, rows};
@@ -213,27 +214,6 @@ pub(crate) async fn changing<E: From<StoreError>>(
     worked
 }
 
-/// Something that stands in a schema by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Object {
-    /// As it is dropped: `TABLE`.
-    pub(crate) kind: String,
-    /// Its name, quoted where it has to be: `orders_v1.orders`.
-    pub(crate) identity: String,
-}
-
-impl std::fmt::Display for Object {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.kind.to_lowercase(), self.identity)
-    }
-}
-
-/// What stands in a schema by itself.
-pub(crate) async fn objects(store: &Store, client: &Client, schema: &str) -> Result<Vec<Object>, StoreError> {
-    let rows = store.query(client, &store.sql.objects, &[&schema]).await?;
-    Ok(rows.iter().map(|row| Object { kind: row.get("kind"), identity: row.get("identity") }).collect())
-}
-
 /// A column of a table in the schema of a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TableColumn {
@@ -333,7 +313,7 @@ async fn create_tables(
         version,
         source: source.into(),
     })?;
-    let made = objects(store, client, &registered.schema).await?;
+    let made = objects::all(store, client, &registered.schema).await?;
     let made: Vec<String> = made.iter().map(ToString::to_string).collect();
     let columns = columns(store, client, &registered.schema).await?;
     let columns: Vec<String> = columns.iter().map(ToString::to_string).collect();

@@ -112,7 +112,8 @@ async fn project<'t>(
     Ok(Projected { admission, events: events.len(), to: reached })
 }
 
-async fn feed(
+/// Folds events into the rows of a projector, inside a transaction.
+pub(crate) async fn feed(
     store: &Store,
     tx: &Transaction<'_>,
     registered: &Registered,

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use changeover::{Activated, AdoptAt, Adopted, CaughtUp, Plan, ProjectorViews, PrunePlan, Pruned, Status};
+use changeover::{
+    Activated, AdoptAt, Adopted, CaughtUp, Plan, ProjectorViews, PrunePlan, Pruned, Status, Verified,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -90,6 +92,13 @@ pub(crate) fn replayed(replayed: &[CaughtUp]) -> Value {
         })
     });
     json!({ "replayed": list.collect::<Vec<_>>() })
+}
+
+/// What was found, and whether nothing differs.
+pub(crate) fn verified(verified: &Verified) -> Value {
+    let mut json = value(verified);
+    json["equal"] = verified.is_equal().into();
+    json
 }
 
 fn value(of: &impl Serialize) -> Value {

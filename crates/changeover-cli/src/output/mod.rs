@@ -4,6 +4,7 @@ pub(crate) mod json;
 pub(crate) mod pace;
 pub(crate) mod progress;
 pub(crate) mod tables;
+pub(crate) mod verified;
 
 use std::io::{self, Write};
 

@@ -5,12 +5,12 @@ use std::io::{IsTerminal, stderr};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use changeover::{ActivationProgress, ProjectorName, ReplayPhase, ReplayProgress};
+use changeover::{ActivationProgress, ProjectorName, ReplayPhase, ReplayProgress, VerifyProgress};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::pace::{Left, Pace};
-use super::tables::{seconds, thousands};
-use super::to_stderr;
+use super::tables::{seconds, several, thousands};
+use super::{plain, to_stderr};
 
 /// How often the same thing is said in lines.
 const EVERY: Duration = Duration::from_secs(3);
@@ -91,17 +91,38 @@ impl Progress {
 
     /// A replay has come further.
     pub(crate) fn replaying(&self, progress: &ReplayProgress) {
+        self.feeding("replaying", progress);
+    }
+
+    /// A verification has come further.
+    pub(crate) fn verifying(&self, progress: &VerifyProgress) {
+        match progress {
+            VerifyProgress::Folding(progress) => self.feeding("folding", progress),
+            VerifyProgress::Comparing { projector, version, table, rows, .. } => {
+                let rows = several(i64::try_from(*rows).unwrap_or(i64::MAX), "row");
+                let table = plain(table);
+                self.say_at_most_every(
+                    EVERY,
+                    "comparing",
+                    format!("comparing {projector} {version}: {rows} of {table}"),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn feeding(&self, what: &str, progress: &ReplayProgress) {
         let mut shown = self.shown();
         let replay = shown.replays.entry(progress.projector.clone()).or_default();
         replay.pace.push(progress);
         let name = format!("{} {}", progress.projector, progress.version);
         let (position, horizon) = (progress.position.get(), progress.horizon.get());
         let pace = words(progress, &replay.pace);
-        let doing = match progress.phase {
+        let what = match progress.phase {
             ReplayPhase::Following => "following",
-            _ => "replaying",
+            _ => what,
         };
-        let line = format!("{doing} {name}: at {} of {}, {pace}\n", thousands(position), thousands(horizon));
+        let line = format!("{what} {name}: at {} of {}, {pace}\n", thousands(position), thousands(horizon));
         replay.line = Some(line);
         // Another phase is told at once.
         let is_new = replay.phase.replace(progress.phase) != Some(progress.phase);
@@ -132,6 +153,7 @@ impl Progress {
                 self.say(format!("activation {activation} has started"));
             }
             ActivationProgress::Replaying(progress) => self.replaying(progress),
+            ActivationProgress::Verifying(progress) => self.verifying(progress),
             ActivationProgress::WaitingForInstances { seen, wanted } => {
                 self.say(format!(
                     "waiting for instances of the new configuration: {seen} of {wanted} are alive"

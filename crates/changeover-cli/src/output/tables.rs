@@ -14,7 +14,7 @@ use super::plain;
 const OLD_SECS: f64 = 1.0;
 
 /// Columns without lines between them: they can be read, and cut.
-fn table(columns: &[&str], right: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(super) fn table(columns: &[&str], right: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(columns.iter().map(|column| column.to_uppercase()));
@@ -450,7 +450,7 @@ pub(crate) fn thousands(number: i64) -> String {
 }
 
 /// A number of things.
-fn several(number: i64, thing: &str) -> String {
+pub(super) fn several(number: i64, thing: &str) -> String {
     format!("{} {thing}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 

@@ -10,4 +10,5 @@ mod program;
 mod pruning;
 mod reading;
 mod replaying;
+mod verifying;
 mod views;

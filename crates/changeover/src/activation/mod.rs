@@ -26,6 +26,7 @@ use crate::projector::{Registered, chain};
 use crate::registration::{self, RegisterError, Registry};
 use crate::replayer::{Pace, ReplayError, ReplayProgress};
 use crate::store::StoreError;
+use crate::verify::{Verified, VerifyError, VerifyOptions, VerifyProgress};
 use crate::views::{self, ProjectorViews};
 use crate::words::names::ProjectorName;
 use crate::words::plan::{Obstacle, Plan, Step, plan};
@@ -53,6 +54,9 @@ pub struct ActivateOptions {
     /// How long to wait, before the pause, until no append is older than half the
     /// [`pause_limit`](Self::pause_limit).
     pub drain_timeout: Duration,
+    /// Whether, and how, the rows of the versions that are to take over are proved before the pause: all of them that have
+    /// tables of their own. Those that take over in place keep the rows that are there.
+    pub verify: Option<VerifyOptions>,
     /// Whether instances of the old release that still run keep the tables current that retire, so that going back to them
     /// replays nothing. Until the next switch that is not of patch versions alone.
     pub keep_following: bool,
@@ -75,6 +79,7 @@ impl Default for ActivateOptions {
             catch_up_lag_events: 200,
             pace: Pace::default(),
             drain_timeout: Duration::from_secs(30),
+            verify: None,
             keep_following: false,
             pause_limit: Duration::from_secs(2),
             repoint_views: true,
@@ -96,6 +101,8 @@ pub enum ActivationProgress {
     },
     /// A version is being replayed.
     Replaying(ReplayProgress),
+    /// The rows of a version are being proved.
+    Verifying(VerifyProgress),
     /// It waits for instances of the new configuration: how many there are, how many there have to be.
     WaitingForInstances {
         /// Seen alive with this configuration.
@@ -154,6 +161,12 @@ pub enum ActivateError {
     /// A new version could not be replayed.
     #[error("not activated: replaying failed")]
     Replay(#[from] ReplayError),
+    /// The rows of a new version are not what the log makes of them.
+    #[error("not activated: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Differs(Vec<Verified>),
+    /// The rows of a new version could not be proved.
+    #[error("not activated: verifying failed")]
+    Verify(#[from] VerifyError),
     /// A version cannot be registered.
     #[error("not activated")]
     Register(#[from] RegisterError),

@@ -16,6 +16,7 @@ use crate::projector::chain;
 use crate::registration::{self, Registry};
 use crate::replayer::{self, ReplayOptions, ReplayProgress};
 use crate::store::StoreError;
+use crate::verify::{Subject, VerifyProgress};
 use crate::words::names::ProjectorName;
 use crate::words::plan::{KnownTables, Plan, Step};
 
@@ -63,6 +64,7 @@ pub(super) async fn prepare(
         }
     }
     catch_up(core, options, plan, registry, on_progress).await?;
+    verify(core, options, plan, on_progress).await?;
     wait_for_instances(core, client, options, on_progress).await?;
     loop {
         wait_for_old_appends(core, client, options, on_progress).await?;
@@ -103,6 +105,27 @@ async fn catch_up(
     };
     replayer::replay(core, &replayed.collect::<Vec<_>>(), &replay, &report).await?;
     Ok(())
+}
+
+/// Proves the rows of the versions that have tables of their own, if that is asked for.
+async fn verify(
+    core: &Core,
+    options: &ActivateOptions,
+    plan: &Plan,
+    on_progress: OnActivation<'_>,
+) -> Result<(), ActivateError> {
+    let Some(verify) = &options.verify else { return Ok(()) };
+    let report = |progress: VerifyProgress| on_progress(ActivationProgress::Verifying(progress));
+    let mut differ = Vec::new();
+    for step in &plan.steps {
+        let Step::Replay { projector, .. } = step else { continue };
+        let subject = Subject::registered(&core.configuration.projectors[projector]);
+        let verified = crate::verify::verify(core, subject, verify, &report).await?;
+        if !verified.is_equal() {
+            differ.push(verified);
+        }
+    }
+    if differ.is_empty() { Ok(()) } else { Err(ActivateError::Differs(differ)) }
 }
 
 async fn wait_for_instances(

@@ -13,19 +13,19 @@ mod take_over;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use serde::Serialize;
 use tokio_postgres::Client;
 use tracing::info;
 
 use self::shape::TableDifference;
-use crate::activation::{self, ActivateError, ActivateOptions, Activated, OnActivation};
+use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress, OnActivation};
 use crate::core::Core;
 use crate::horizon;
 use crate::in_flight::Blocker;
-use crate::projector::{BoxError, Registered};
+use crate::projector::Registered;
 use crate::registration;
 use crate::store::{Store, StoreError};
+use crate::verify::{self, Verified, VerifyError, VerifyOptions, VerifyProgress};
 use crate::words::names::ProjectorName;
 use crate::words::position::Position;
 use crate::words::state::ProjectorState;
@@ -64,6 +64,8 @@ pub struct AdoptOptions {
     /// The schema that the tables are in now. They are moved into the schema of their version, and a view is left in each
     /// one's place. None where they are in the schema of their version already.
     pub from_schema: Option<String>,
+    /// Whether, and how, the rows are proved before anything is changed: held against what this build makes of the log.
+    pub verify: Option<VerifyOptions>,
     /// How long to try to move the tables while somebody else holds them.
     pub move_timeout: Duration,
     /// How the activation goes that follows.
@@ -76,6 +78,7 @@ impl AdoptOptions {
         Self {
             position: position.into(),
             from_schema: None,
+            verify: None,
             move_timeout: Duration::from_secs(10),
             activation: ActivateOptions::default(),
         }
@@ -166,16 +169,11 @@ pub enum AdoptError {
         source: StoreError,
     },
     /// The rows are not what the log makes of them.
-    #[error("not adopted: the rows of {projector} {version} were not proved")]
-    NotProved {
-        /// The projector.
-        projector: ProjectorName,
-        /// The version of this build.
-        version: semver::Version,
-        /// Why.
-        #[source]
-        source: BoxError,
-    },
+    #[error("not adopted: {0}")]
+    Differs(Box<Verified>),
+    /// Whether they are could not be told.
+    #[error("not adopted: verifying failed")]
+    Verify(#[from] VerifyError),
     /// Somebody held the tables for too long.
     #[error(
         "not adopted: the tables could not be moved in {after:.1?}: {}; end that, or try again later",
@@ -212,28 +210,11 @@ impl From<tokio_postgres::Error> for AdoptError {
     }
 }
 
-/// The tables whose rows are to be proved, before anything is changed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ToProve<'a> {
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever proves rows"))]
-    pub(crate) registered: &'a Arc<Registered>,
-    /// The schema that they are in at the moment.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever proves rows"))]
-    pub(crate) schema: &'a str,
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever proves rows"))]
-    pub(crate) position: AdoptAt,
-}
-
-/// Proves rows, or says why they are wrong. It is called while nothing is locked and nothing is changed.
-pub(crate) type Prove<'p> =
-    &'p (dyn for<'a> Fn(ToProve<'a>) -> BoxFuture<'a, Result<(), BoxError>> + Send + Sync);
-
 /// Adopts the tables of one projector of this configuration.
 pub(crate) async fn adopt(
     core: &Core,
     registered: &Arc<Registered>,
     options: &AdoptOptions,
-    prove: Option<Prove<'_>>,
     on_progress: OnActivation<'_>,
 ) -> Result<Adopted, AdoptError> {
     let client = core.store.single().await?;
@@ -249,14 +230,9 @@ pub(crate) async fn adopt(
                 return Err(AdoptError::AboveHorizon { position, horizon });
             }
             let tables = take_over::check(&core.store, &client, registered, elsewhere).await?;
-            if let Some(prove) = prove {
+            if let Some(verify) = &options.verify {
                 let schema = elsewhere.unwrap_or(&registered.schema);
-                let to_prove = ToProve { registered, schema, position: options.position };
-                prove(to_prove).await.map_err(|source| AdoptError::NotProved {
-                    projector: projector.clone(),
-                    version: version.clone(),
-                    source,
-                })?;
+                prove(core, registered, schema, options.position, verify, on_progress).await?;
             }
             take_over::take_over(core, &client, registered, options, elsewhere, &tables, horizon, on_progress)
                 .await?
@@ -273,6 +249,25 @@ pub(crate) async fn adopt(
         })?;
     let (position, schema) = (options.position, registered.schema.clone());
     Ok(Adopted { projector, version, position, moved, schema, activation })
+}
+
+/// Proves the rows, while nothing is locked and nothing is changed.
+async fn prove(
+    core: &Core,
+    registered: &Arc<Registered>,
+    schema: &str,
+    at: AdoptAt,
+    options: &VerifyOptions,
+    on_progress: OnActivation<'_>,
+) -> Result<(), AdoptError> {
+    let standing = match at {
+        AdoptAt::Position(position) => verify::Standing::At(position),
+        AdoptAt::Horizon => verify::Standing::ByAppends,
+    };
+    let report = |progress: VerifyProgress| on_progress(ActivationProgress::Verifying(progress));
+    let subject = verify::Subject { registered, schema, standing };
+    let verified = verify::verify(core, subject, options, &report).await?;
+    if verified.is_equal() { Ok(()) } else { Err(AdoptError::Differs(Box::new(verified))) }
 }
 
 /// What the database knows of the projector.
@@ -306,81 +301,4 @@ async fn standing(
     }
     let (version, state) = (first.version.clone(), first.state);
     Err(AdoptError::AlreadyKnown { projector: target.projector.clone(), version, state })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use changeover_testkit::Database;
-    use futures_util::FutureExt;
-
-    use super::*;
-    use crate::{Batch, Changeover, Configuration, Expected, SqlProjector, Transaction, WhenNothingIsActive};
-
-    #[derive(serde::Serialize, serde::Deserialize)]
-    enum CounterEvent {
-        Counted,
-    }
-
-    struct Counters;
-
-    impl SqlProjector for Counters {
-        const NAME: &'static str = "counters";
-        const VERSION: semver::Version = semver::Version::new(1, 0, 0);
-        const TABLES: &'static str = "CREATE TABLE {schema}.counters (id text PRIMARY KEY)";
-        type Event = CounterEvent;
-
-        async fn project(&self, _: Batch<'_, CounterEvent>, _: &Transaction<'_>) -> Result<(), BoxError> {
-            Ok(())
-        }
-    }
-
-    /// Says what kind of closure it is.
-    fn proving<F>(prove: F) -> F
-    where
-        F: for<'a> Fn(ToProve<'a>) -> BoxFuture<'a, Result<(), BoxError>> + Send + Sync,
-    {
-        prove
-    }
-
-    #[tokio::test]
-    async fn rows_that_are_to_be_proved_are_so_before_anything_is_changed() {
-        let database = Database::fresh().await;
-        let client = database.client().await;
-        client.batch_execute("CREATE TABLE public.counters (id text PRIMARY KEY)").await.unwrap();
-        let builder = Changeover::builder(database.config());
-        builder.migrate().await.unwrap();
-        let none = builder.clone().connect().await.unwrap();
-        let counted = [CounterEvent::Counted];
-        none.append(&"counter".parse().unwrap(), Expected::NoStream, &counted).await.unwrap();
-        let changeover = builder
-            .configuration(Configuration::new().sql(Counters).unwrap())
-            .when_nothing_is_active(WhenNothingIsActive::Refuse)
-            .connect()
-            .await
-            .unwrap();
-        let registered = changeover.core.configuration.projectors.values().next().unwrap().clone();
-        let options =
-            AdoptOptions { from_schema: Some("public".to_owned()), ..AdoptOptions::at(Position::new(1)) };
-        let asked = Mutex::new(Vec::new());
-        let adopting = async |right: bool| {
-            let prove = proving(|of| {
-                let name = of.registered.target.projector.to_string();
-                asked.lock().unwrap().push((name, of.schema.to_owned(), of.position));
-                async move { if right { Ok(()) } else { Err("1 row is missing".into()) } }.boxed()
-            });
-            adopt(&changeover.core, &registered, &options, Some(&prove), &|_| {}).await
-        };
-        let refused = adopting(false).await.unwrap_err();
-        assert!(
-            matches!(&refused, AdoptError::NotProved { source, .. } if source.to_string() == "1 row is missing")
-        );
-        assert!(changeover.status().await.unwrap().projectors.is_empty());
-        client.batch_execute("INSERT INTO public.counters VALUES ('it is a table still')").await.unwrap();
-        assert_eq!(adopting(true).await.unwrap().moved, ["public.counters"]);
-        let asked = asked.into_inner().unwrap();
-        let expected = ("counters".to_owned(), "public".to_owned(), AdoptAt::Position(Position::new(1)));
-        assert_eq!(asked, [expected.clone(), expected]);
-    }
 }

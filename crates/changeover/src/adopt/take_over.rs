@@ -14,8 +14,8 @@ use super::{AdoptAt, AdoptError, AdoptOptions, Standing, standing};
 use crate::activation::{ActivationProgress, OnActivation};
 use crate::core::Core;
 use crate::in_flight::{Blocker, lock_holders};
+use crate::objects;
 use crate::projector::Registered;
-use crate::registration;
 use crate::store::quote::{ident, relation};
 use crate::store::{Store, StoreError};
 use crate::views;
@@ -81,7 +81,7 @@ async fn checking(
     if !differences.is_empty() {
         return Err(AdoptError::Different { projector, version, differences });
     }
-    let objects = registration::objects(store, client, schema).await?;
+    let objects = objects::all(store, client, schema).await?;
     let ours = objects.iter().filter(|object| elsewhere.is_none() || object.kind == "TABLE");
     Ok(Tables { shapes: found, objects: ours.map(ToString::to_string).collect() })
 }

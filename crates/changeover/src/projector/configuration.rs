@@ -62,6 +62,13 @@ impl Indexes {
     }
 }
 
+/// What a projector is in one schema.
+pub(crate) struct Built {
+    pub(crate) tables: String,
+    pub(crate) indexes: Indexes,
+    pub(crate) projector: Box<dyn Project>,
+}
+
 /// The projectors of one build of the application, each with its version.
 ///
 /// See [`FoldProjector`] and [`SqlProjector`] for what goes into it.
@@ -83,12 +90,12 @@ impl Configuration {
     ///
     /// Its name is none, or taken; its event type is not an enum.
     pub fn fold<P: FoldProjector>(self, _projector: P) -> Result<Self, ConfigurationError> {
-        self.add::<P::Event>(P::NAME, P::VERSION, P::DELIVERY, |_, schema| {
+        self.add::<P::Event>(P::NAME, P::VERSION, P::DELIVERY, |schema| {
             let folding = Folding::of::<P>(schema);
             let definitions = folding.definitions();
-            let tables: String = definitions.iter().map(|d| d.table.as_str()).collect();
+            let tables = definitions.iter().map(|d| d.table.as_str()).collect();
             let indexes = definitions.into_iter().flat_map(|d| d.indexes).collect();
-            Ok((tables, Indexes::Each(indexes), Box::new(folding) as Box<dyn Project>))
+            Built { tables, indexes: Indexes::Each(indexes), projector: Box::new(folding) }
         })
     }
 
@@ -98,16 +105,21 @@ impl Configuration {
     ///
     /// Its name is none, or taken; its event type is not an enum; its DDL does not name `{schema}`.
     pub fn sql<P: SqlProjector>(self, projector: P) -> Result<Self, ConfigurationError> {
-        self.add::<P::Event>(P::NAME, P::VERSION, P::DELIVERY, |name, schema| {
-            if !P::TABLES.contains("{schema}") {
-                return Err(ConfigurationError::NoSchema(name.clone()));
-            }
+        if !P::TABLES.contains("{schema}") {
+            return Err(ConfigurationError::NoSchema(P::NAME.parse()?));
+        }
+        let projector = Arc::new(projector);
+        self.add::<P::Event>(P::NAME, P::VERSION, P::DELIVERY, move |schema| {
             let render = |ddl: &str| {
                 format!("{};\n", ddl.replace("{schema}", schema).trim_end_matches([';', '\n', ' ']))
             };
             let indexes = if P::INDEXES.is_empty() { String::new() } else { render(P::INDEXES) };
-            let running = Running { projector, schema: schema.to_owned() };
-            Ok((render(P::TABLES), Indexes::Whole(indexes), Box::new(running) as Box<dyn Project>))
+            let running = Running { projector: projector.clone(), schema: schema.to_owned() };
+            Built {
+                tables: render(P::TABLES),
+                indexes: Indexes::Whole(indexes),
+                projector: Box::new(running),
+            }
         })
     }
 
@@ -116,10 +128,7 @@ impl Configuration {
         name: &str,
         version: Version,
         delivery: Delivery,
-        build: impl FnOnce(
-            &ProjectorName,
-            &str,
-        ) -> Result<(String, Indexes, Box<dyn Project>), ConfigurationError>,
+        build: impl Fn(&str) -> Built + Send + Sync + 'static,
     ) -> Result<Self, ConfigurationError> {
         let name: ProjectorName = name.parse()?;
         if self.projectors.contains_key(&name) {
@@ -132,7 +141,7 @@ impl Configuration {
             .collect();
         types.sort_unstable();
         let schema = name.tables_schema(version.major);
-        let (tables, indexes, projector) = build(&name, &schema)?;
+        let Built { tables, indexes, projector } = build(&schema);
         let tables_fingerprint = Fingerprint::of([tables.as_str()]);
         let definition = [delivery.as_str(), tables_fingerprint.as_str()];
         let fingerprint = Fingerprint::of(definition.into_iter().chain(types.iter().map(String::as_str)));
@@ -143,6 +152,7 @@ impl Configuration {
             indexes,
             schema,
             projector,
+            build: Arc::new(build),
         };
         self.projectors.insert(name, Arc::new(registered));
         Ok(self)

@@ -6,12 +6,15 @@ pub(crate) mod parallel;
 pub(crate) mod row;
 pub(crate) mod sql;
 
+use std::sync::Arc;
+
 use deadpool_postgres::Transaction;
 use futures_util::future::BoxFuture;
 use postgres_types::ToSql;
 use semver::Version;
 use tokio_postgres::Row;
 
+use self::configuration::Built;
 use crate::store::StoreError;
 use crate::store::statements::Sql;
 use crate::words::event::RawEvent;
@@ -182,6 +185,8 @@ pub(crate) struct Registered {
     /// What creates their secondary indexes.
     pub(crate) indexes: configuration::Indexes,
     pub(crate) projector: Box<dyn Project>,
+    /// Makes it anew in a schema.
+    pub(crate) build: Arc<dyn Fn(&str) -> Built + Send + Sync>,
 }
 
 impl std::fmt::Debug for Registered {
@@ -191,6 +196,20 @@ impl std::fmt::Debug for Registered {
 }
 
 impl Registered {
+    /// The same version, with its tables in another schema.
+    pub(crate) fn elsewhere(&self, schema: &str) -> Self {
+        let Built { tables, indexes, projector } = (self.build)(schema);
+        Self {
+            target: self.target.clone(),
+            event_types: self.event_types.clone(),
+            schema: schema.to_owned(),
+            tables,
+            indexes,
+            projector,
+            build: self.build.clone(),
+        }
+    }
+
     /// The projector and its version.
     pub(crate) fn id(&self) -> (ProjectorName, Version) {
         (self.target.projector.clone(), self.target.version.clone())

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use deadpool_postgres::Transaction;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -111,7 +112,7 @@ impl<'b, E> Batch<'b, E> {
 
 /// A SQL projector underneath.
 pub(crate) struct Running<P> {
-    pub(crate) projector: P,
+    pub(crate) projector: Arc<P>,
     pub(crate) schema: String,
 }
 

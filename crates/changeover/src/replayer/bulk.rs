@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use deadpool_postgres::Pool;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,8 +25,8 @@ use tracing::{debug, info};
 
 use super::begun::Begun;
 use super::claims::Claims;
-use super::shard::{Stopped, Worker};
-use super::source::{Reading, Source};
+use super::shard::{Checkpoint, Stopped, Worker};
+use super::source::{Reading, Source, Stretch};
 use super::throttle::Throttled;
 use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, permit, position};
 use crate::core::Core;
@@ -66,7 +67,7 @@ pub(super) async fn replay(
         let open = open(core, &client, wanted, pace).await?;
         let Some(up_to) = open.iter().map(|open| open.up_to).min() else { return Ok(events) };
         let open: Vec<Open> = open.into_iter().filter(|open| open.up_to == up_to).collect();
-        let round = Round { core, pace, on_progress, started, up_to };
+        let round = Round { core, pace, on_progress, started, up_to, without: &[] };
         match round.run(&client, &open, &mut events).await? {
             Ended::Done => {}
             Ended::Failed(failed) => {
@@ -92,6 +93,37 @@ struct Open {
     generation: Generation,
 }
 
+/// Folds the log up to a position, but for some events, into tables that are empty and known to nobody else: they have no
+/// checkpoint. Whoever made them drops them. Returns how many events there were.
+pub(crate) async fn fold_afresh(
+    core: &Core,
+    registered: &Arc<Registered>,
+    up_to: Position,
+    without: &[Position],
+    pace: &Pace,
+    on_progress: OnProgress<'_>,
+) -> Result<u64, ReplayError> {
+    // What is written is worth nothing before everything is.
+    let pace = &Pace { checkpoint_every: Duration::MAX, ..pace.clone() };
+    let round = Round { core, pace, on_progress, started: Instant::now(), up_to, without };
+    let shards = shards(pace);
+    let count = usize::try_from(shards).expect("BUG: a positive number");
+    let pool = round.writers()?;
+    let (mut workers, mut inputs) = (Workers::new(), Vec::new());
+    for shard in 1..=shards {
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        inputs.push(sender);
+        let start = Start { position: Position::START, known: Known::Empty, checkpoint: Checkpoint::None };
+        let worker = round.worker(&pool, registered, shard, count, start);
+        workers.push((worker, receiver));
+    }
+    let mut fed = [Fed { registered: registered.clone(), shards: count, inputs, events: 0 }];
+    match round.fold(workers, &mut fed, Position::START, None).await? {
+        None => Ok(fed[0].events),
+        Some(failed) => Err(failed.into()),
+    }
+}
+
 /// What is to be replayed in parallel; begins it where nobody has.
 async fn open(core: &Core, client: &Client, wanted: &[Begun], pace: &Pace) -> Result<Vec<Open>, ReplayError> {
     let store = &core.store;
@@ -109,7 +141,7 @@ async fn open(core: &Core, client: &Client, wanted: &[Begun], pace: &Pace) -> Re
             if horizon.get() - at.get() <= pace.parallel_above_events {
                 continue;
             }
-            let count = pace.shards.map_or_else(processors, i32::from).max(1);
+            let count = self::shards(pace);
             store.query(client, &store.sql.begin_shards, &[id[0], id[1], &horizon, &count, attempt]).await?;
             shards = store.query(client, &store.sql.shards, &id).await?;
         }
@@ -152,6 +184,11 @@ pub(super) async fn can_go_on(
     Err(ReplayError::NeedsDirectConnection { projector, version })
 }
 
+/// How many shards there are to be.
+fn shards(pace: &Pace) -> i32 {
+    pace.shards.map_or_else(processors, i32::from).max(1)
+}
+
 fn processors() -> i32 {
     const MOST: usize = 16;
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
@@ -188,7 +225,19 @@ struct Round<'a> {
     on_progress: OnProgress<'a>,
     started: Instant,
     up_to: Position,
+    /// Events that are left out.
+    without: &'a [Position],
 }
+
+/// How a shard starts.
+struct Start {
+    position: Position,
+    known: Known,
+    checkpoint: Checkpoint,
+}
+
+/// Shards, each with what it is handed.
+type Workers = Vec<(Worker, mpsc::Receiver<Arc<Stretch>>)>;
 
 /// A projector in a round.
 struct Fed {
@@ -196,7 +245,7 @@ struct Fed {
     /// How many shards its rows are split into, ours and others'.
     shards: usize,
     /// Those of ours; none any more once it has failed.
-    inputs: Vec<mpsc::Sender<Arc<super::source::Stretch>>>,
+    inputs: Vec<mpsc::Sender<Arc<Stretch>>>,
     events: u64,
 }
 
@@ -218,15 +267,30 @@ impl Round<'_> {
             sleep(BUSY).await;
             return Ok(Ended::Done);
         }
+        let failed = self.fold(workers, &mut fed, after, Some(&mut claims)).await?;
+        for fed in &fed {
+            *events.entry(fed.registered.target.projector.clone()).or_default() += fed.events;
+        }
+        claims.give_back().await?;
+        Ok(failed.map_or(Ended::Done, Ended::Failed))
+    }
+
+    /// Lets shards fold the log, and waits until they have written what they folded.
+    async fn fold(
+        &self,
+        workers: Workers,
+        fed: &mut [Fed],
+        after: Position,
+        claims: Option<&mut Claims<'_>>,
+    ) -> Result<Option<Failed>, ReplayError> {
         let mut running = JoinSet::new();
         for (worker, input) in workers {
             let projector = worker.projector;
             running.spawn(async move { (projector, worker.run(input).await) });
         }
-        let mut failed = self.feed(&mut claims, &mut fed, after).await?;
-        for fed in &mut fed {
+        let mut failed = self.feed(claims, fed, after).await?;
+        for fed in fed.iter_mut() {
             fed.inputs.clear();
-            *events.entry(fed.registered.target.projector.clone()).or_default() += fed.events;
         }
         while let Some(stopped) = running.join_next().await {
             let (projector, stopped) = stopped.expect("BUG: a shard panicked");
@@ -242,8 +306,7 @@ impl Round<'_> {
                 Err(Stopped::Other(error)) => return Err(error),
             }
         }
-        claims.give_back().await?;
-        Ok(failed.map_or(Ended::Done, Ended::Failed))
+        Ok(failed)
     }
 
     /// The shards that are ours, each with what it is fed by; and the position after which the first of them goes on.
@@ -252,15 +315,12 @@ impl Round<'_> {
         client: &Client,
         open: &[Open],
         claims: &Claims<'_>,
-    ) -> Result<(Vec<(Worker, mpsc::Receiver<Arc<super::source::Stretch>>)>, Vec<Fed>, Position), ReplayError>
-    {
+    ) -> Result<(Workers, Vec<Fed>, Position), ReplayError> {
         let store = &self.core.store;
         let ours: usize = (0..open.len()).map(|projector| claims.ours(projector).len()).sum();
-        let writers = self.pace.max_connections.saturating_sub(self.readers() + 1).max(1);
-        let pool = connect::pool(&store.config, writers, connect::Untouched::default())?;
+        let pool = self.writers()?;
         let (mut workers, mut fed, mut after) = (Vec::new(), Vec::new(), self.up_to);
         for (projector, open) in open.iter().enumerate() {
-            let parallel = open.registered.projector.parallel().expect("BUG: not to be replayed in parallel");
             let mut inputs = Vec::new();
             // Once more: whoever had the claim before has moved it.
             let positions = self.positions(store, client, &open.registered).await?;
@@ -273,21 +333,10 @@ impl Round<'_> {
                 let (sender, receiver) = mpsc::channel(AHEAD);
                 inputs.push(sender);
                 after = after.min(position);
-                let worker = Worker {
-                    store: store.clone(),
-                    pool: pool.clone(),
-                    registered: open.registered.clone(),
-                    projector,
-                    attempt: open.attempt,
-                    shard: *shard,
-                    rows: parallel.shard(usize::try_from(*shard - 1).expect("BUG: shards begin at 1"), known),
-                    written: position,
-                    folded: position,
-                    memory_bytes: self.pace.memory_bytes / 4 * 3 / ours,
-                    checkpoint_every: self.pace.checkpoint_every,
-                    generation: Some(open.generation),
-                };
-                workers.push((worker, receiver));
+                let checkpoint = Checkpoint::Kept { attempt: open.attempt, generation: open.generation };
+                let start = Start { position, known, checkpoint };
+                let worker = self.worker(&pool, &open.registered, *shard, ours, start);
+                workers.push((Worker { projector, ..worker }, receiver));
             }
             fed.push(Fed {
                 registered: open.registered.clone(),
@@ -297,6 +346,37 @@ impl Round<'_> {
             });
         }
         Ok((workers, fed, after))
+    }
+
+    /// A shard that goes on at a position.
+    fn worker(
+        &self,
+        pool: &Pool,
+        registered: &Arc<Registered>,
+        shard: i32,
+        shards: usize,
+        Start { position, known, checkpoint }: Start,
+    ) -> Worker {
+        let parallel = registered.projector.parallel().expect("BUG: not to be replayed in parallel");
+        Worker {
+            store: self.core.store.clone(),
+            pool: pool.clone(),
+            registered: registered.clone(),
+            projector: 0,
+            shard,
+            rows: parallel.shard(usize::try_from(shard - 1).expect("BUG: shards begin at 1"), known),
+            written: position,
+            folded: position,
+            memory_bytes: self.pace.memory_bytes / 4 * 3 / shards,
+            checkpoint_every: self.pace.checkpoint_every,
+            checkpoint,
+        }
+    }
+
+    /// The connections that write.
+    fn writers(&self) -> Result<Pool, StoreError> {
+        let writers = self.pace.max_connections.saturating_sub(self.readers() + 1).max(1);
+        connect::pool(&self.core.store.config, writers, connect::Untouched::default())
     }
 
     async fn positions(
@@ -317,7 +397,7 @@ impl Round<'_> {
     /// Hands the log on, until its end, until nobody wants it, or until the work is to be shared out anew.
     async fn feed(
         &self,
-        claims: &mut Claims<'_>,
+        mut claims: Option<&mut Claims<'_>>,
         fed: &mut [Fed],
         after: Position,
     ) -> Result<Option<Failed>, ReplayError> {
@@ -328,6 +408,7 @@ impl Round<'_> {
             projectors: fed.iter().map(|fed| (fed.registered.clone(), fed.shards)).collect(),
             after,
             up_to: self.up_to,
+            without: self.without.to_vec(),
             connections: self.readers(),
             piece_bytes: (self.pace.memory_bytes / 64).clamp(64 << 10, 4 << 20),
         });
@@ -364,7 +445,9 @@ impl Round<'_> {
             }
             if shared.elapsed() >= self.pace.checkpoint_every {
                 shared = Instant::now();
-                if claims.unfair().await? {
+                if let Some(claims) = claims.as_deref_mut()
+                    && claims.unfair().await?
+                {
                     debug!("the replay is shared out anew");
                     break;
                 }

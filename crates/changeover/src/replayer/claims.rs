@@ -78,6 +78,8 @@ impl<'s> Claims<'s> {
             }
             self.shares[at].ours = ours;
         }
+        // Until another statement comes, the last one keeps its snapshot, and with it every row that is deleted anywhere.
+        self.client.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
         Ok(any)
     }
 

@@ -23,6 +23,7 @@ use tokio::time::sleep;
 use tracing::info;
 
 use self::begun::Begun;
+pub(crate) use self::bulk::fold_afresh;
 pub use self::error::ReplayError;
 pub use self::options::{Pace, ReplayOptions, Throttle};
 pub use self::progress::{CaughtUp, ReplayPhase, ReplayProgress};

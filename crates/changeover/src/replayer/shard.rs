@@ -23,8 +23,6 @@ pub(super) struct Worker {
     pub(super) registered: Arc<Registered>,
     /// Which of the source's projectors this is.
     pub(super) projector: usize,
-    /// Which attempt at the replay this is.
-    pub(super) attempt: i32,
     /// Its number among the checkpoints.
     pub(super) shard: i32,
     pub(super) rows: Box<dyn Shard>,
@@ -35,7 +33,16 @@ pub(super) struct Worker {
     /// What its rows may take up in memory.
     pub(super) memory_bytes: usize,
     pub(super) checkpoint_every: Duration,
-    pub(super) generation: Option<Generation>,
+    pub(super) checkpoint: Checkpoint,
+}
+
+/// What is written together with the rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Checkpoint {
+    /// The shard's checkpoint, as long as the replay is at this attempt and this generation lets the version be replayed.
+    Kept { attempt: i32, generation: Generation },
+    /// None: nobody else knows of these tables, and nobody will go on with them.
+    None,
 }
 
 /// Why a shard stopped.
@@ -137,15 +144,19 @@ impl Worker {
         let mut client = pool.get().await.map_err(StoreError::from)?;
         let tx = loop {
             let tx = read_committed(&mut client).await?;
-            if self.enter(&tx).await? {
+            let Checkpoint::Kept { attempt, generation } = self.checkpoint else {
+                self.store.query_one(&tx, &self.store.sql.enter_scratch, &[]).await?;
+                break tx;
+            };
+            if self.enter(&tx, attempt, generation).await? {
                 break tx;
             }
             tx.rollback().await?;
             // The states changed: whether this version is still to be replayed is decided anew.
             let single = self.store.single().await?;
             let permit =
-                permit(&self.store, &single, &self.registered, self.attempt).await.map_err(Stopped::Other)?;
-            self.generation = Some(permit.generation);
+                permit(&self.store, &single, &self.registered, attempt).await.map_err(Stopped::Other)?;
+            self.checkpoint = Checkpoint::Kept { attempt, generation: permit.generation };
         };
         for changes in self.rows.changes() {
             write_table(&self.store, &tx, changes).await.map_err(|error| match error {
@@ -153,9 +164,12 @@ impl Worker {
                 source => self.rows_error(source),
             })?;
         }
-        let (projector, major) = (self.registered.target.projector.as_str(), self.registered.major());
-        let params: [&(dyn ToSql + Sync); 5] = [&projector, &major, &self.shard, &self.written, &self.folded];
-        self.store.query_one(&tx, &self.store.sql.advance_checkpoint, &params).await?;
+        if let Checkpoint::Kept { .. } = self.checkpoint {
+            let (projector, major) = (self.registered.target.projector.as_str(), self.registered.major());
+            let params: [&(dyn ToSql + Sync); 5] =
+                [&projector, &major, &self.shard, &self.written, &self.folded];
+            self.store.query_one(&tx, &self.store.sql.advance_checkpoint, &params).await?;
+        }
         tx.commit().await?;
         self.written = self.folded;
         self.rows.written(keep_bytes);
@@ -163,16 +177,16 @@ impl Worker {
     }
 
     /// Whether the transaction is admitted at this shard's checkpoint.
-    async fn enter(&self, tx: &Transaction<'_>) -> Result<bool, Stopped> {
+    async fn enter(&self, tx: &Transaction<'_>, attempt: i32, decided: Generation) -> Result<bool, Stopped> {
         let target = &self.registered.target;
         let params: [&(dyn ToSql + Sync); 4] =
-            [&target.projector.as_str(), &self.registered.major(), &self.shard, &self.attempt];
+            [&target.projector.as_str(), &self.registered.major(), &self.shard, &attempt];
         let row = self.store.query_one(tx, &self.store.sql.enter_shard, &params).await?;
         if row.get::<_, Option<Position>>("position") != Some(self.written) {
             let (projector, version) = self.registered.id();
             return Err(Stopped::Other(ReplayError::Overtaken { projector, version, shard: self.shard }));
         }
-        Ok(self.generation.is_some_and(|decided| row.get::<_, Generation>("generation") == decided))
+        Ok(row.get::<_, Option<Generation>>("generation") == Some(decided))
     }
 
     fn rows_error(&self, source: ProjectError) -> Stopped {

@@ -45,6 +45,8 @@ pub(super) struct Reading {
     pub(super) projectors: Vec<(Arc<Registered>, usize)>,
     pub(super) after: Position,
     pub(super) up_to: Position,
+    /// Events that are left out.
+    pub(super) without: Vec<Position>,
     pub(super) connections: usize,
     /// About how large a piece may get.
     pub(super) piece_bytes: usize,
@@ -140,13 +142,18 @@ async fn read(
         .collect();
     let types: Vec<String> = types.into_iter().map(literal).collect();
     let (schema, columns, types) = (&reading.store.schema, copy::COLUMNS, types.join(", "));
+    let without: Vec<String> = reading.without.iter().map(ToString::to_string).collect();
+    let without = match &without[..] {
+        [] => String::new(),
+        positions => format!("AND e.position NOT IN ({})", positions.join(", ")),
+    };
     let spans =
         (reading.after.get()..reading.up_to.get()).step_by(usize::try_from(SPAN).expect("BUG: 64 bits"));
     for after in spans.skip(first).step_by(connections) {
         let up_to = reading.up_to.get().min(after + SPAN);
         let sql = format!(
             "COPY (SELECT {columns} FROM {schema}.events e
-                   WHERE e.position > {after} AND e.position <= {up_to} AND e.type IN ({types})
+                   WHERE e.position > {after} AND e.position <= {up_to} AND e.type IN ({types}) {without}
                    ORDER BY e.position) TO STDOUT (FORMAT binary)"
         );
         let mut messages = std::pin::pin!(client.copy_out(&sql).await?);

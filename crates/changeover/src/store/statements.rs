@@ -64,6 +64,12 @@ statements! {
     shards(TEXT, INT8);
     enter_shard(TEXT, INT8, INT4, INT4);
     end_shards(TEXT, INT8);
+    enter_scratch();
+    scratch_schemas(TEXT);
+    objects(TEXT);
+    compared_tables(TEXT);
+    verified_at(TEXT, INT8);
+    verified_between(TEXT, INT8, INT8);
     join_replay(TEXT);
     replayers(TEXT);
     claim_shard(TEXT);
@@ -93,7 +99,6 @@ statements! {
     pruned_versions();
     replaced_configurations();
     retired_tables(FLOAT8);
-    objects(TEXT);
     objects_made(TEXT, INT8);
     dependents(TEXT);
     begin_pruning();
