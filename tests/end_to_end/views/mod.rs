@@ -23,6 +23,10 @@ use crate::releases::{Held, SOON, active, hasty, instance_of, release};
 /// Long enough for one more look behind a reader.
 const MOMENT: Duration = Duration::from_millis(350);
 
+/// How long a reader would wait at least who queues behind a lock request that waits for a long reader; on a slow machine
+/// any other one waits for a while, too.
+const QUEUED: Duration = Duration::from_secs(10);
+
 async fn activate(changeover: &Changeover) -> Activated {
     changeover.activate(&hasty(), &|_| {}).await.unwrap()
 }
@@ -202,7 +206,7 @@ async fn a_long_reader_holds_up_the_views_alone_and_nobody_queues_behind_them() 
     let activated = two.activate(&options, &|_| {}).await.unwrap();
     stop.store(true, Ordering::Relaxed);
     let longest = others.await.unwrap();
-    assert!(longest < Duration::from_secs(1), "a reader waited {longest:?} behind a lock request");
+    assert!(longest < QUEUED, "a reader waited {longest:?} behind a lock request");
 
     assert!(activated.activation.is_some());
     assert_eq!(active(&client).await, "ledger 2.0.0");
