@@ -84,8 +84,8 @@ mod run;
 pub use clap;
 
 pub use crate::command::{
-    AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, Options, PauseArgs, PruneArgs, ReplayArgs,
-    RepointArgs, RetryArgs, SkipArgs, VerifyArgs, ViewArgs, Who,
+    AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, Options, PaceArgs, PauseArgs, PruneArgs,
+    ReplayArgs, RepointArgs, RetryArgs, SkipArgs, VerifyArgs, ViewArgs, Who,
 };
 pub use crate::exit::{EXIT_CODES, Exit};
 pub use crate::program::{main_with, main_without_projectors};

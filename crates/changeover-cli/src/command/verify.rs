@@ -7,7 +7,8 @@ use changeover::semver::Version;
 use changeover::{BetweenOptions, Declared, ProjectorName, VerifyOptions};
 use clap::Args;
 
-use super::{PaceArgs, duration};
+use super::PaceArgs;
+use super::values::duration;
 
 /// What `verify` is told.
 #[derive(Debug, Clone, Args)]

@@ -1,0 +1,169 @@
+//! The front of an upgrade: see, replay, activate, go back, adopt.
+
+use super::Changeover;
+use crate::activation::rollback::{self, RollbackError};
+use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress};
+use crate::adopt::{self, AdoptError, AdoptOptions, Adopted};
+use crate::expiry;
+use crate::replayer::{self, CaughtUp, ReplayError, ReplayOptions, ReplayProgress};
+use crate::status::{Status, status};
+use crate::store::StoreError;
+use crate::words::names::ProjectorName;
+use crate::words::plan::Plan;
+
+impl Changeover {
+    /// Everything at a glance, read without any lock.
+    pub async fn status(&self) -> Result<Status, StoreError> {
+        let client = self.core.store.single().await?;
+        status(&self.core.store, &client).await
+    }
+
+    /// What activating this configuration would do, and what stands in its way.
+    pub async fn plan(&self) -> Result<Plan, StoreError> {
+        activation::plan_for(&self.core).await
+    }
+
+    /// Feeds history to projectors of this configuration, beside the versions that are active, until at most
+    /// `options.lag_events` are left. Goes on where an earlier call stopped. Several projectors read the log once.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReplayError`]. What was replayed until then is kept.
+    pub async fn replay(
+        &self,
+        projectors: &[ProjectorName],
+        options: &ReplayOptions,
+        on_progress: &(dyn Fn(&ReplayProgress) + Send + Sync),
+    ) -> Result<Vec<CaughtUp>, ReplayError> {
+        let own = &self.core.configuration.projectors;
+        let mut wanted = Vec::with_capacity(projectors.len());
+        for name in projectors {
+            wanted.push(own.get(name).cloned().ok_or_else(|| ReplayError::NotOurs(name.clone()))?);
+        }
+        replayer::replay(&self.core, &wanted, options, on_progress).await
+    }
+
+    /// Makes this configuration the active one: replays what has to be replayed, catches up, and switches all projectors
+    /// at one moment.
+    pub async fn activate(
+        &self,
+        options: &ActivateOptions,
+        on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
+    ) -> Result<Activated, ActivateError> {
+        activation::activate(&self.core, options, on_progress).await
+    }
+
+    /// Goes back: makes the configuration that was active before the active one again, if it is the one of this build. So it
+    /// is run from the build of the old release, which holds the old projectors' code.
+    ///
+    /// Feeds the retired versions what happened since they retired, then switches, by the same steps and with the same pause
+    /// as [`activate`](Self::activate); nothing that was written in between is lost. Goes on where an earlier call was
+    /// killed. Does nothing where it was gone back already.
+    ///
+    /// # Errors
+    ///
+    /// This build's configuration is not the one that was active before; tables that it needs were pruned; the activation
+    /// did not happen.
+    ///
+    /// ```no_run
+    /// # async fn example(old_release: changeover::Changeover) -> Result<(), changeover::RollbackError> {
+    /// use changeover::ActivateOptions;
+    ///
+    /// let options = ActivateOptions { requested_by: "ada".to_owned(), ..ActivateOptions::default() };
+    /// let back = old_release.rollback(&options, &|_| {}).await?;
+    /// println!("writers were paused for {} ms", back.pause_ms);
+    /// # Ok(()) }
+    /// ```
+    pub async fn rollback(
+        &self,
+        options: &ActivateOptions,
+        on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
+    ) -> Result<Activated, RollbackError> {
+        rollback::rollback(&self.core, options, on_progress).await
+    }
+
+    /// What going back would do, and what stands in its way.
+    ///
+    /// # Errors
+    ///
+    /// As [`rollback`](Self::rollback), but for the obstacles, which are in the plan.
+    pub async fn plan_rollback(&self) -> Result<Plan, RollbackError> {
+        rollback::plan_back(&self.core).await
+    }
+
+    /// Ends every activation that has not switched yet; the active configuration stays. Returns their numbers.
+    pub async fn abort(&self, requested_by: &str) -> Result<Vec<i64>, StoreError> {
+        let client = self.core.store.single().await?;
+        let reason = format!("aborted by {requested_by}");
+        expiry::give_back(&self.core.store, &client, None, "aborted", &reason, false).await
+    }
+
+    /// Ends one activation, if it has not switched yet: what whoever performs it does when told to stop. Returns whether it
+    /// was still open.
+    pub async fn abort_one(&self, activation: i64, requested_by: &str) -> Result<bool, StoreError> {
+        let client = self.core.store.single().await?;
+        let reason = format!("aborted by {requested_by}");
+        let ended =
+            expiry::give_back(&self.core.store, &client, Some(activation), "aborted", &reason, false).await?;
+        Ok(!ended.is_empty())
+    }
+
+    /// Retires one projector without another version in its place, by the same pause as an activation. Its tables and its
+    /// checkpoint are kept; its stable views are dropped, and come back with what was granted on them if a version of it is
+    /// activated again.
+    pub async fn deactivate(
+        &self,
+        projector: &ProjectorName,
+        options: &ActivateOptions,
+    ) -> Result<Activated, ActivateError> {
+        activation::deactivate(&self.core, projector, options).await
+    }
+
+    /// Makes tables that are there already the active version of a projector of this configuration: those of a read model that
+    /// something else has fed until now.
+    ///
+    /// The tables must be as the version defines them. They are moved into the schema of their version, with a view in each
+    /// one's place that can be read and written like the table, by the same people; or they are there already. What came after
+    /// [`AdoptOptions::position`] is then replayed, and an activation of this projector alone makes the version active: from
+    /// there on it is fed like any other. Instances without this projector retire at that moment, as with every activation that
+    /// adds one.
+    ///
+    /// Up to where the rows are right is the caller's to know. [`AdoptAt::Position`](crate::AdoptAt::Position) says that whoever fed them has stopped
+    /// there; it works for every projector, whoever appends meanwhile. [`AdoptAt::Horizon`](crate::AdoptAt::Horizon) is for tables that the
+    /// appending transactions themselves keep current: nothing is replayed, and the pause waits for all of those transactions.
+    ///
+    /// The tables are locked for as long as it takes to move them, and never asked for longer than a moment at a time. If
+    /// this is interrupted or fails after they were taken over, the same call goes on from there.
+    ///
+    /// ```no_run
+    /// use changeover::{AdoptOptions, Position};
+    ///
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::AdoptError> {
+    /// let options = AdoptOptions {
+    ///     from_schema: Some("public".to_owned()),
+    ///     ..AdoptOptions::at(Position::new(120_000))
+    /// };
+    /// let projector = "order_summary".parse().expect("a name");
+    /// let adopted = changeover.adopt(&projector, &options, &|_| {}).await?;
+    /// println!("{} {} is active", adopted.projector, adopted.version);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`AdoptError`]: the projector is known already, the tables differ, the position is above the horizon.
+    pub async fn adopt(
+        &self,
+        projector: &ProjectorName,
+        options: &AdoptOptions,
+        on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
+    ) -> Result<Adopted, AdoptError> {
+        let registered = self
+            .core
+            .configuration
+            .projectors
+            .get(projector)
+            .ok_or_else(|| AdoptError::NotOurs(projector.clone()))?;
+        adopt::adopt(&self.core, registered, options, on_progress).await
+    }
+}
