@@ -1,9 +1,11 @@
 //! What an append costs while many projectors are registered, and many versions of them are remembered.
 
+use std::time::Duration;
+
 use anyhow::Result;
-use changeover::{Changeover, Configuration, Expected, Running};
+use changeover::{Changeover, Configuration, Expected, ProjectorName, Running};
 use changeover_testkit::Database;
-use futures_util::{FutureExt as _, TryFutureExt as _};
+use futures_util::FutureExt as _;
 use serde_json::json;
 
 use crate::append::appends;
@@ -23,14 +25,11 @@ pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) ->
     let upgraded = Subject::start(server, background()).await?;
     upgraded.remember_versions().await?;
     for clients in [1, 8] {
-        let rounds = |subject: &Subject| -> Variant<'_, f64> {
-            let appends = appends(&subject.changeover, Expected::NoStream, effort, 1, clients);
-            // A closed loop: what one append takes of the server, however many clients share it.
-            Box::new(move || appends().map_ok(|per_second| 1e6 / per_second).boxed())
-        };
-        let [one, sixteen, alike, upgraded] =
-            in_turn(effort.rounds, [rounds(&one), rounds(&sixteen), rounds(&alike), rounds(&upgraded)])
-                .await?;
+        let [one, sixteen, alike, upgraded] = in_turn(
+            effort.rounds,
+            [&one, &sixteen, &alike, &upgraded].map(|subject| subject.rounds(effort, clients)),
+        )
+        .await?;
         let compared = [
             (16, "one handles them", 16, &sixteen, Goal::RatioAtMost(1.1)),
             (16, "all handle them", 16, &alike, Goal::None),
@@ -53,14 +52,41 @@ struct Subject {
     database: Database,
     changeover: Changeover,
     running: Running,
+    projectors: Vec<ProjectorName>,
 }
 
 impl Subject {
     async fn start(server: &Server, configuration: Configuration) -> Result<Self> {
         let database = server.database().await;
+        let projectors = configuration.versions().into_keys().collect();
         let changeover = instance(database.config(), configuration).await?;
         let running = changeover.start();
-        Ok(Self { database, changeover, running })
+        Ok(Self { database, changeover, running, projectors })
+    }
+
+    /// Rounds of appends, in microseconds for each.
+    fn rounds(&self, effort: Effort, clients: usize) -> Variant<'_, f64> {
+        let appends = appends(&self.changeover, Expected::NoStream, effort, 1, clients);
+        Box::new(move || {
+            let appended = appends();
+            async move {
+                // A closed loop: what one append takes of the server, however many clients share it.
+                let cost = 1e6 / appended.await?;
+                // What it left to publish is not to burden whoever is next.
+                self.published().await?;
+                Ok(cost)
+            }
+            .boxed()
+        })
+    }
+
+    /// Waits until every projector holds what was appended.
+    async fn published(&self) -> Result<()> {
+        let horizon = self.changeover.horizon().await?;
+        for projector in &self.projectors {
+            self.changeover.wait_for(projector, horizon, Duration::from_mins(5)).await?;
+        }
+        Ok(())
     }
 
     /// As if so many versions had been active before.
