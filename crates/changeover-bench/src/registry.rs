@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use changeover::{Changeover, Configuration, Expected, ProjectorName, Running};
+use changeover::{Changeover, Configuration, Expected, ProjectorName, Readiness, Running};
 use changeover_testkit::Database;
 use futures_util::FutureExt as _;
 use serde_json::json;
@@ -61,6 +61,8 @@ impl Subject {
         let projectors = configuration.versions().into_keys().collect();
         let changeover = instance(database.config(), configuration).await?;
         let running = changeover.start();
+        // The first instance makes its configuration the active one, unless it finds that others were.
+        changeover.watch_readiness().wait_for(Readiness::is_ready).await?;
         Ok(Self { database, changeover, running, projectors })
     }
 
