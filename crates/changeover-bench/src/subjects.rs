@@ -42,7 +42,7 @@ impl Fold for Order {
     type Event = OrderEvent;
 
     fn keys(_event: &OrderEvent, stream: &StreamName) -> impl IntoIterator<Item = String> {
-        [stream.to_string()]
+        [stream.as_str().to_owned()]
     }
 
     fn fold(row: Option<Self>, id: &String, event: &Recorded<OrderEvent>) -> Option<Self> {

@@ -7,12 +7,13 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::mem::size_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use indexmap::IndexMap;
+use indexmap::{Equivalent, IndexMap};
 use postgres_types::IsNull;
 use serde::de::DeserializeOwned;
 
@@ -41,10 +42,14 @@ pub enum Known {
     /// The tables hold none of them.
     Empty,
     /// The tables may hold those whose keys have one of these hashes.
-    Stored(HashSet<u64>),
+    Stored(Hashes),
     /// The tables may hold any.
     Nothing,
 }
+
+/// Hashes of keys.
+#[derive(Debug, Clone)]
+pub struct Hashes(HashSet<u64, ByHash>);
 
 /// Past this many hashes nothing is known any more: memory is bounded.
 const MAX_HASHES: usize = 4 << 20;
@@ -53,22 +58,22 @@ impl Known {
     fn may_be_stored(&self, hash: u64) -> bool {
         match self {
             Self::Empty => false,
-            Self::Stored(hashes) => hashes.contains(&hash),
+            Self::Stored(Hashes(hashes)) => hashes.contains(&hash),
             Self::Nothing => true,
         }
     }
 
     fn store(&mut self, hash: u64) {
         match self {
-            Self::Empty => *self = Self::Stored(HashSet::from([hash])),
-            Self::Stored(hashes) if hashes.len() < MAX_HASHES => drop(hashes.insert(hash)),
+            Self::Empty => *self = Self::Stored(Hashes(std::iter::once(hash).collect())),
+            Self::Stored(Hashes(hashes)) if hashes.len() < MAX_HASHES => drop(hashes.insert(hash)),
             _ => *self = Self::Nothing,
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
-            Self::Stored(hashes) => hashes.capacity() * (size_of::<u64>() + 1),
+            Self::Stored(Hashes(hashes)) => hashes.capacity() * (size_of::<u64>() + 1),
             Self::Empty | Self::Nothing => 0,
         }
     }
@@ -215,10 +220,9 @@ pub(super) fn split<T: Fold>(
     Box::new(touches)
 }
 
-/// The upper bits, since the lower ones of FNV-1a of similar keys are similar.
+/// The upper bits, since the rows of a shard are found by the lower ones.
 fn shard_of(hash: u64, shards: usize) -> usize {
-    let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    usize::try_from(mixed).expect("BUG: 32 bits") % shards
+    usize::try_from(hash >> 32).expect("BUG: 32 bits") % shards
 }
 
 // --- folding ----------------------------------------------------------------------------------------------------------
@@ -296,15 +300,72 @@ pub(super) struct ShardRows<T: Fold> {
     shard: usize,
     known: Known,
     /// In the order in which they were touched first, which is often that of their keys: so they are cheaper to insert.
-    rows: IndexMap<T::Key, Slot<T>>,
+    rows: IndexMap<Hashed<T::Key>, Slot<T>, ByHash>,
     /// The bytes of an average row as it is sent, measured now and then.
     row_bytes: usize,
     folds: u64,
 }
 
+/// A key with its hash, which was computed where the event was decoded.
+struct Hashed<K> {
+    hash: u64,
+    key: K,
+}
+
+impl<K> Hash for Hashed<K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl<K: Eq> PartialEq for Hashed<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+impl<K: Eq> Eq for Hashed<K> {}
+
+/// The same, to look it up.
+struct Lookup<'k, K> {
+    hash: u64,
+    key: &'k K,
+}
+
+impl<K> Hash for Lookup<'_, K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl<K: Eq> Equivalent<Hashed<K>> for Lookup<'_, K> {
+    fn equivalent(&self, key: &Hashed<K>) -> bool {
+        *self.key == key.key
+    }
+}
+
+/// Hands on what is a hash already.
+#[derive(Default)]
+struct Computed(u64);
+
+impl Hasher for Computed {
+    fn write(&mut self, _: &[u8]) {
+        panic!("BUG: no hash was computed before");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type ByHash = BuildHasherDefault<Computed>;
+
 struct Slot<T> {
     row: Option<T>,
-    hash: u64,
     /// Whether the table holds it.
     stored: bool,
     /// Whether the table does not hold it as it is here.
@@ -324,7 +385,7 @@ const STATEMENT_ROWS: usize = 5_000;
 
 impl<T: Fold> ShardRows<T> {
     pub(super) fn new(sql: Arc<TableSql>, shard: usize, known: Known) -> Self {
-        Self { sql, shard, known, rows: IndexMap::new(), row_bytes: 0, folds: 0 }
+        Self { sql, shard, known, rows: IndexMap::default(), row_bytes: 0, folds: 0 }
     }
 
     /// Notes how large a row is.
@@ -337,8 +398,10 @@ impl<T: Fold> ShardRows<T> {
     }
 
     fn rows_bytes(&self) -> usize {
-        let each =
-            size_of::<(u64, T::Key, Slot<T>)>() + 2 * size_of::<usize>() + OVERHEAD + self.row_bytes * 3 / 2;
+        let each = size_of::<(u64, Hashed<T::Key>, Slot<T>)>()
+            + 2 * size_of::<usize>()
+            + OVERHEAD
+            + self.row_bytes * 3 / 2;
         self.rows.len() * each
     }
 }
@@ -359,7 +422,7 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
             .filter(|(event, hash, key)| {
                 events[*event as usize].position > after
                     && self.known.may_be_stored(*hash)
-                    && !self.rows.contains_key(key)
+                    && !self.rows.contains_key(&Lookup { hash: *hash, key })
             })
             .map(|(_, _, key)| key)
             .collect();
@@ -370,8 +433,8 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
         for row in rows {
             let row = T::from_row(row)?;
             let hash = hash_of(0, &row.key(), &self.sql.key_types);
-            let slot = Slot { hash, stored: true, changed: false, touched: true, row: None };
-            self.rows.insert(row.key(), Slot { row: Some(row), ..slot });
+            let key = Hashed { hash, key: row.key() };
+            self.rows.insert(key, Slot { row: Some(row), stored: true, changed: false, touched: true });
         }
         Ok(())
     }
@@ -392,11 +455,10 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
                 continue;
             }
             at.set(place);
-            let slot = match self.rows.get_mut(key) {
+            let slot = match self.rows.get_mut(&Lookup { hash: *hash, key }) {
                 Some(slot) => slot,
-                None => self.rows.entry(key.clone()).or_insert(Slot {
+                None => self.rows.entry(Hashed { hash: *hash, key: key.clone() }).or_insert(Slot {
                     row: None,
-                    hash: *hash,
                     stored: false,
                     changed: false,
                     touched: false,
@@ -427,8 +489,10 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
         let changed = || self.rows.iter().filter(|(_, slot)| slot.changed);
         let kept: Vec<&T> =
             changed().filter(|(_, slot)| slot.stored).filter_map(|(_, slot)| slot.row.as_ref()).collect();
-        let gone: Vec<&T::Key> =
-            changed().filter(|(_, slot)| slot.stored && slot.row.is_none()).map(|(key, _)| key).collect();
+        let gone: Vec<&T::Key> = changed()
+            .filter(|(_, slot)| slot.stored && slot.row.is_none())
+            .map(|(key, _)| &key.key)
+            .collect();
         let upserts = kept.chunks(STATEMENT_ROWS).map(|rows| Load {
             sql: &self.sql.upsert,
             params: boxed(ColumnArray::transpose(rows.iter().map(|row| row.values()))),
@@ -457,10 +521,10 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
                 break;
             }
             let known = &mut self.known;
-            self.rows.retain(|_, slot| {
+            self.rows.retain(|key, slot| {
                 let keep = untouched_only && slot.touched;
                 if !keep {
-                    known.store(slot.hash);
+                    known.store(key.hash);
                 }
                 keep
             });

@@ -1,7 +1,8 @@
 //! The log, read by several connections, decoded in parallel, handed on in position order.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::stream::TryStreamExt;
 use tokio::sync::mpsc;
@@ -14,10 +15,14 @@ use crate::store::{Store, StoreError};
 use crate::words::position::Position;
 
 /// Positions that one statement looks at.
-const SPAN: i64 = 16_384;
+const SPAN: i64 = 32_768;
 
 /// Pieces that a connection may be ahead.
 const AHEAD: usize = 2;
+
+/// Where this share of the events, in percent, is handled, leaving the others to us costs less than having the server look at
+/// the type of each.
+const NEARLY_ALL: usize = 95;
 
 /// A stretch of the log, decoded.
 pub(super) struct Stretch {
@@ -50,6 +55,36 @@ pub(super) struct Reading {
     pub(super) connections: usize,
     /// About how large a piece may get.
     pub(super) piece_bytes: usize,
+}
+
+/// What the connections share.
+struct Shared {
+    reading: Reading,
+    /// The event types that any of the projectors handles, sorted.
+    types: Vec<String>,
+    /// Nearly all events are of these types, so the server sends all of them.
+    nearly_all: AtomicBool,
+    /// Memory of tuples that were decoded.
+    spare: Mutex<Vec<Tuples>>,
+}
+
+impl Shared {
+    fn handles(&self, event_type: &str) -> bool {
+        self.types.binary_search_by(|known| known.as_str().cmp(event_type)).is_ok()
+    }
+
+    fn tuples(&self) -> Tuples {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, mut tuples: Tuples) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < self.reading.connections {
+            tuples.bytes.clear();
+            tuples.ends.clear();
+            spare.push(tuples);
+        }
+    }
 }
 
 enum Message {
@@ -93,13 +128,23 @@ impl Source {
         let (after, up_to) = (reading.after, reading.up_to);
         let spans = usize::try_from((up_to.get() - after.get()).max(0) / SPAN + 1).unwrap_or(usize::MAX);
         let connections = reading.connections.clamp(1, spans);
-        let reading = Arc::new(reading);
+        let types: BTreeSet<String> = reading
+            .projectors
+            .iter()
+            .flat_map(|(registered, _)| registered.event_types.iter().cloned())
+            .collect();
+        let shared = Arc::new(Shared {
+            reading,
+            types: types.into_iter().collect(),
+            nearly_all: AtomicBool::new(false),
+            spare: Mutex::default(),
+        });
         let mut tasks = JoinSet::new();
         let readers = (0..connections).map(|at| {
             let (sender, receiver) = mpsc::channel(AHEAD);
-            let reading = reading.clone();
+            let shared = shared.clone();
             tasks.spawn(async move {
-                if let Err(error) = read(&reading, at, connections, &sender).await {
+                if let Err(error) = read(&shared, at, connections, &sender).await {
                     // Nobody who would want to know is left if this fails.
                     let _ = sender.send(Message::Failed(error)).await;
                 }
@@ -129,18 +174,14 @@ impl Source {
 
 /// Reads every so-manieth span.
 async fn read(
-    reading: &Arc<Reading>,
+    shared: &Arc<Shared>,
     first: usize,
     connections: usize,
     sender: &mpsc::Sender<Message>,
 ) -> Result<(), StoreError> {
+    let reading = &shared.reading;
     let client = reading.store.single().await?;
-    let types: BTreeSet<&str> = reading
-        .projectors
-        .iter()
-        .flat_map(|(registered, _)| registered.event_types.iter().map(String::as_str))
-        .collect();
-    let types: Vec<String> = types.into_iter().map(literal).collect();
+    let types: Vec<String> = shared.types.iter().map(|name| literal(name)).collect();
     let (schema, columns, types) = (&reading.store.schema, copy::COLUMNS, types.join(", "));
     let without: Vec<String> = reading.without.iter().map(ToString::to_string).collect();
     let without = match &without[..] {
@@ -151,24 +192,33 @@ async fn read(
         (reading.after.get()..reading.up_to.get()).step_by(usize::try_from(SPAN).expect("BUG: 64 bits"));
     for after in spans.skip(first).step_by(connections) {
         let up_to = reading.up_to.get().min(after + SPAN);
+        let all = shared.nearly_all.load(Relaxed);
+        let of_types = if all { String::new() } else { format!("AND e.type IN ({types})") };
         let sql = format!(
             "COPY (SELECT {columns} FROM {schema}.events e
-                   WHERE e.position > {after} AND e.position <= {up_to} AND e.type IN ({types}) {without}
+                   WHERE e.position > {after} AND e.position <= {up_to} {of_types} {without}
                    ORDER BY e.position) TO STDOUT (FORMAT binary)"
         );
         let mut messages = std::pin::pin!(client.copy_out(&sql).await?);
-        let (mut tuples, mut first) = (Tuples::default(), true);
+        let (mut tuples, mut first, mut read) = (shared.tuples(), true, 0);
         while let Some(message) = messages.try_next().await? {
             if let Some(tuple) = copy::tuple(&message, std::mem::take(&mut first)) {
                 tuples.push(tuple);
+                read += 1;
             }
-            if tuples.bytes.len() >= reading.piece_bytes
-                && !decode(reading, std::mem::take(&mut tuples), None, sender).await
-            {
-                return Ok(());
+            if tuples.bytes.len() >= reading.piece_bytes {
+                let full = std::mem::replace(&mut tuples, shared.tuples());
+                if !decode(shared, full, None, all, sender).await {
+                    return Ok(());
+                }
             }
         }
-        let whole = decode(reading, tuples, Some(Position::new(up_to)), sender).await;
+        if !all
+            && read * 100 >= usize::try_from(up_to - after).unwrap_or(usize::MAX).saturating_mul(NEARLY_ALL)
+        {
+            shared.nearly_all.store(true, Relaxed);
+        }
+        let whole = decode(shared, tuples, Some(Position::new(up_to)), all, sender).await;
         if !whole || sender.send(Message::End).await.is_err() {
             return Ok(());
         }
@@ -178,22 +228,41 @@ async fn read(
 
 /// Hands tuples on, to be decoded on their way. False where nobody wants them any more.
 async fn decode(
-    reading: &Arc<Reading>,
+    shared: &Arc<Shared>,
     tuples: Tuples,
     reached: Option<Position>,
+    all: bool,
     sender: &mpsc::Sender<Message>,
 ) -> bool {
     let Ok(place) = sender.reserve().await else { return false };
-    let reading = reading.clone();
-    place.send(Message::Piece(tokio::task::spawn_blocking(move || stretch(&reading, &tuples, reached))));
+    let shared = shared.clone();
+    place.send(Message::Piece(tokio::task::spawn_blocking(move || {
+        let stretch = stretch(&shared, &tuples, reached, all);
+        shared.give_back(tuples);
+        stretch
+    })));
     true
 }
 
-fn stretch(reading: &Reading, tuples: &Tuples, reached: Option<Position>) -> Result<Stretch, StoreError> {
-    let events = tuples.iter().map(CopiedEvent::parse).collect::<Result<Vec<_>, _>>()?;
+/// Decodes tuples: of all events, or of those that the server has chosen.
+fn stretch(
+    shared: &Shared,
+    tuples: &Tuples,
+    reached: Option<Position>,
+    all: bool,
+) -> Result<Stretch, StoreError> {
+    let reading = &shared.reading;
+    let mut events = tuples.iter().map(CopiedEvent::parse).collect::<Result<Vec<_>, _>>()?;
     let reached = reached
         .or_else(|| events.last().map(|last| last.position))
         .expect("BUG: a stretch without events, and without an end");
+    if all {
+        let read = events.len();
+        events.retain(|event| shared.handles(event.event_type));
+        if events.len() * 100 < read * NEARLY_ALL {
+            shared.nearly_all.store(false, Relaxed);
+        }
+    }
     let parts = reading.projectors.iter().map(|(registered, shards)| {
         let parallel = registered.projector.parallel().expect("BUG: not to be replayed in parallel");
         let (piece, failed) = if reading.projectors.len() == 1 {
