@@ -212,6 +212,43 @@ async fn what_declares_no_split_has_one_shard_and_what_does_has_as_many_as_wante
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_that_stand_apart_go_on_each_from_its_own_position() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let serial = of::<1, WHOLE>(&database).await;
+    fill(&client, 0.27, 12_000).await;
+    replay(&serial, &serially()).await;
+    let split_up = of::<2, BY_STREAM>(&database).await;
+    // Makes the tables.
+    begin(&client, &split_up, 2).await;
+    let mut holding = database.client().await;
+    let held = holding.transaction().await.unwrap();
+    // One shard will wait for this row, before it has committed anything new.
+    let lock = "SELECT stream FROM streams_v2.streams ORDER BY stream LIMIT 1 FOR UPDATE";
+    held.query_one(lock, &[]).await.unwrap();
+    let before = checkpoints(&client, 2).await;
+    let replaying = {
+        let instance = split_up.clone();
+        tokio::spawn(async move { try_replay(&instance, &with(cramped(3))).await })
+    };
+    // The others get on for as long as there is something for them in the queue.
+    eventually(SOON, || async {
+        let now = checkpoints(&client, 2).await;
+        now.iter().filter(|(shard, position)| **position > before[shard] + 1_000).count() == 2
+    })
+    .await;
+    replaying.abort();
+    held.rollback().await.unwrap();
+    eventually(SOON, || async { claims(&client).await.is_empty() }).await;
+    let apart = checkpoints(&client, 2).await;
+    assert!(apart.values().max().unwrap() - apart.values().min().unwrap() >= 1_000, "{apart:?}");
+    // One that reads much at once: what it reads begins before and ends behind all of them.
+    replay(&split_up, &split(3, 8)).await;
+    assert_eq!(differences(&client, 1, 2).await, 0);
+    is_whole(&client, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_that_are_killed_again_and_again_end_with_the_same_rows() {
     const SHARDS: u16 = 4;
     let seed = seed();
