@@ -244,8 +244,8 @@ impl Prepared {
         match &self.0 {
             Form::Named(statement) => tx.query(statement, params).await,
             Form::Unnamed(text, types) => {
-                let typed: Vec<_> = params.iter().copied().zip(types.iter().cloned()).collect();
-                tx.query_typed(text, &typed).await
+                let values: Vec<_> = params.iter().copied().zip(types.iter().cloned()).collect();
+                tx.query_typed(text, &values).await
             }
         }
     }
