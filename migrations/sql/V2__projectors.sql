@@ -63,6 +63,9 @@ CREATE TABLE {schema}.checkpoints (
     -- While several shards replay these tables: the position at which they meet. Their own checkpoints are those of shards 1
     -- and up; shard 0 is the tables as a whole, which nobody feeds meanwhile.
     parallel_to        bigint,
+    -- And what a sample of the events is split by, where the projector itself has declared that: whoever splits them otherwise
+    -- must not go on with these shards.
+    split              bigint[],
     -- False until the secondary indexes are there: they are built once the bulk of the log has been replayed.
     indexed            boolean     NOT NULL DEFAULT true,
     -- What the projector's DDL made in the schema of these tables. Whatever else is there is not ours to drop.

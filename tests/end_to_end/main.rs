@@ -31,6 +31,7 @@ mod publisher;
 mod read;
 mod releases;
 mod replaying;
+mod split;
 mod starting_over;
 mod staying_caught_up;
 mod traps;

@@ -37,7 +37,8 @@ enum Task {
     Replay { projector: String, stop_after: u64 },
     /// Replays accounts in parallel with so much memory, and tells how much its process took up.
     ReplayWithin { memory_bytes: usize },
-    /// Replays accounts in parallel, everything as small as it gets, and stops itself once after so many events.
+    /// Replays the projector that the release is named after in parallel, everything as small as it gets, and stops itself once
+    /// after so many events.
     ReplayInBulk { shards: u16, events_per_sec: u32, stop_after: u64 },
 }
 
@@ -91,7 +92,7 @@ impl Operator {
         replaying
     }
 
-    /// An operator who replays accounts in parallel, slowly.
+    /// An operator who replays the projector that the release is named after in parallel, slowly.
     pub(crate) fn replay_in_bulk(
         database: &Database,
         release: &str,
@@ -207,7 +208,8 @@ async fn child() {
             let stop = Once::new();
             let on_progress = |progress: &ReplayProgress| stop.here(progress.events >= stop_after);
             let options = with(slowly(shards, events_per_sec));
-            end(changeover.replay(&[accounts()], &options, &on_progress).await);
+            let projector = name.split(' ').next().unwrap().parse().unwrap();
+            end(changeover.replay(&[projector], &options, &on_progress).await);
         }
     }
 }

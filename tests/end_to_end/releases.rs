@@ -21,6 +21,7 @@ use crate::orders::{
     InlineOrders1, InlineOrders2, Order, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals,
     placed, stream,
 };
+use crate::split::{BY_STREAM, Streams};
 
 /// Replays one projector to the end of the log.
 pub(crate) async fn replay_one(
@@ -121,6 +122,7 @@ pub(crate) fn release(name: &str) -> Configuration {
         "orders and fan_1" => new().fold(Orders1).and_then(|c| c.fold(Fan::<1, 1, false>)),
         "accounts 1" => new().fold(Accounts::<1>),
         "accounts 2" => new().fold(Accounts::<2>),
+        "streams 2" => new().sql(Streams::<2, BY_STREAM>),
         other => panic!("no release {other}"),
     }
     .unwrap()

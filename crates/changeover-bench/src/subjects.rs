@@ -2,7 +2,8 @@
 
 use changeover::semver::Version;
 use changeover::{
-    Batch, BoxError, Fold, FoldProjector, Recorded, Row, SqlProjector, StreamName, Transaction, Type,
+    Batch, BoxError, Fold, FoldProjector, Recorded, Row, SplitBy, SplitKey, SqlProjector, StreamName,
+    Transaction, Type,
 };
 use serde::Deserialize;
 
@@ -143,18 +144,49 @@ projectors! {
     BigOrders "big_orders" (Order,);
 }
 
-/// A row for each order, written by one statement for each batch.
-pub(crate) struct OrdersSql;
+/// A row for each order, by SQL of the projector's own. `EACH`: a statement for each event, all of a batch on their way at once, and
+/// otherwise one for each batch. `SPLIT`: split by the order.
+pub(crate) struct OrdersSql<const EACH: bool, const SPLIT: bool>;
 
-impl SqlProjector for OrdersSql {
+impl<const EACH: bool, const SPLIT: bool> SqlProjector for OrdersSql<EACH, SPLIT> {
     const NAME: &'static str = "orders_sql";
     const VERSION: Version = Version::new(1, 0, 0);
     const TABLES: &'static str = "CREATE TABLE {schema}.orders (id text PRIMARY KEY, customer text NOT NULL,
         items bigint NOT NULL, cents bigint NOT NULL, status text NOT NULL)";
     type Event = OrderEvent;
 
+    const SPLIT_BY: Option<SplitBy<OrderEvent>> =
+        if SPLIT { Some(|event| SplitKey::of(event.stream.as_str())) } else { None };
+
     async fn project(&self, batch: Batch<'_, OrderEvent>, tx: &Transaction<'_>) -> Result<(), BoxError> {
-        let sql = batch.sql(
+        if EACH { each(batch, tx).await } else { at_once(batch, tx).await }
+    }
+}
+
+/// The same statements as those of the loop that is written by hand.
+async fn each(batch: Batch<'_, OrderEvent>, tx: &Transaction<'_>) -> Result<(), BoxError> {
+    let placed = "INSERT INTO {schema}.orders VALUES ($1, $2, 0, 0, 'placed')";
+    let placed = &batch.prepare(tx, placed, &[Type::TEXT, Type::TEXT]).await?;
+    let added = "UPDATE {schema}.orders SET items = items + 1, cents = cents + $2 WHERE id = $1";
+    let added = &batch.prepare(tx, added, &[Type::TEXT, Type::INT8]).await?;
+    let status = "UPDATE {schema}.orders SET status = $2 WHERE id = $1";
+    let status = &batch.prepare(tx, status, &[Type::TEXT, Type::TEXT]).await?;
+    batch
+        .pipeline(async |event| {
+            let id = event.stream.as_str();
+            match &event.data {
+                OrderEvent::OrderPlaced { customer } => placed.query(tx, &[&id, customer]).await?,
+                OrderEvent::ItemAdded { cents, .. } => added.query(tx, &[&id, cents]).await?,
+                OrderEvent::OrderPaid { .. } => status.query(tx, &[&id, &"paid"]).await?,
+                OrderEvent::OrderShipped { .. } => status.query(tx, &[&id, &"shipped"]).await?,
+            };
+            Ok(())
+        })
+        .await
+}
+
+async fn at_once(batch: Batch<'_, OrderEvent>, tx: &Transaction<'_>) -> Result<(), BoxError> {
+    let sql = batch.sql(
             "INSERT INTO {schema}.orders AS o
              SELECT e.id, min(e.customer), sum(e.items), sum(e.cents), coalesce((array_agg(e.status ORDER BY e.at DESC) FILTER (WHERE e.status <> ''))[1], '')
              FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $5::text[]) WITH ORDINALITY
@@ -163,29 +195,28 @@ impl SqlProjector for OrdersSql {
              ON CONFLICT (id) DO UPDATE SET items = o.items + excluded.items, cents = o.cents + excluded.cents,
                  status = coalesce(nullif(excluded.status, ''), o.status)",
         );
-        let events = batch.events();
-        let ids: Vec<&str> = events.iter().map(|event| event.stream.as_str()).collect();
-        let customers: Vec<&String> = events.iter().map(|event| event.data.customer()).collect();
-        let of = |event: &Recorded<OrderEvent>| match &event.data {
-            OrderEvent::OrderPlaced { .. } => (0, 0, "placed"),
-            OrderEvent::ItemAdded { cents, .. } => (1, *cents, ""),
-            OrderEvent::OrderPaid { .. } => (0, 0, "paid"),
-            OrderEvent::OrderShipped { .. } => (0, 0, "shipped"),
-        };
-        let items: Vec<i32> = events.iter().map(|event| of(event).0).collect();
-        let cents: Vec<i64> = events.iter().map(|event| of(event).1).collect();
-        let status: Vec<&str> = events.iter().map(|event| of(event).2).collect();
-        tx.query_typed(
-            &sql,
-            &[
-                (&ids, Type::TEXT_ARRAY),
-                (&customers, Type::TEXT_ARRAY),
-                (&items, Type::INT4_ARRAY),
-                (&cents, Type::INT8_ARRAY),
-                (&status, Type::TEXT_ARRAY),
-            ],
-        )
-        .await?;
-        Ok(())
-    }
+    let events = batch.events();
+    let ids: Vec<&str> = events.iter().map(|event| event.stream.as_str()).collect();
+    let customers: Vec<&String> = events.iter().map(|event| event.data.customer()).collect();
+    let of = |event: &Recorded<OrderEvent>| match &event.data {
+        OrderEvent::OrderPlaced { .. } => (0, 0, "placed"),
+        OrderEvent::ItemAdded { cents, .. } => (1, *cents, ""),
+        OrderEvent::OrderPaid { .. } => (0, 0, "paid"),
+        OrderEvent::OrderShipped { .. } => (0, 0, "shipped"),
+    };
+    let items: Vec<i32> = events.iter().map(|event| of(event).0).collect();
+    let cents: Vec<i64> = events.iter().map(|event| of(event).1).collect();
+    let status: Vec<&str> = events.iter().map(|event| of(event).2).collect();
+    tx.query_typed(
+        &sql,
+        &[
+            (&ids, Type::TEXT_ARRAY),
+            (&customers, Type::TEXT_ARRAY),
+            (&items, Type::INT4_ARRAY),
+            (&cents, Type::INT8_ARRAY),
+            (&status, Type::TEXT_ARRAY),
+        ],
+    )
+    .await?;
+    Ok(())
 }

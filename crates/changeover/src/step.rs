@@ -123,7 +123,7 @@ pub(crate) async fn feed(
     let loaded = together(store, tx, &decoded.loads()).await?;
     decoded.fold(&loaded)?;
     together(store, tx, &decoded.writes()).await?;
-    decoded.run(tx).await
+    decoded.run(tx, store.path).await
 }
 
 /// Runs statements that do not depend on each other in one round trip.

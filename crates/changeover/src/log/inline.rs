@@ -168,7 +168,7 @@ impl<'d> Inline<'d> {
     pub(super) async fn run(&self, store: &Store, tx: &Transaction<'_>) -> Result<(), AppendError> {
         for InlineBatch { registered, decoded, .. } in &self.batches {
             if registered.projector.needs_transaction() {
-                decoded.run(tx).await.map_err(|source| failed(registered, source))?;
+                decoded.run(tx, store.path).await.map_err(|source| failed(registered, source))?;
                 // A projector that lets an error of the database pass leaves a broken transaction, whose commit would
                 // report no error. Any statement tells.
                 let alive = store.query_one(tx, &store.sql.holds_lease, &[]).await;

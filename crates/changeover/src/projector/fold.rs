@@ -21,6 +21,7 @@ use super::configuration::Index;
 use super::parallel::{self, Known, Parallel, Piece, ShardRows, ShardTable};
 use super::row::{ColumnArray, ColumnDefinition, Key, Row, hash_of, stable_hash};
 use super::{Decoded, Load, Project, ProjectError};
+use crate::store::Path;
 use crate::store::statements::Sql;
 use crate::words::event::{RawEvent, Recorded};
 use crate::words::names::StreamName;
@@ -474,8 +475,8 @@ impl<E: DeserializeOwned + Send + Sync + 'static> Project for Folding<E> {
         false
     }
 
-    fn parallel(&self) -> Option<&dyn Parallel> {
-        Some(self)
+    fn parallel(&self) -> &dyn Parallel {
+        self
     }
 
     fn writes(&self) -> Vec<&Sql> {
@@ -554,7 +555,7 @@ impl<E: Send + Sync> Decoded for FoldBatch<'_, E> {
         self.touched.iter().flat_map(|touched| touched.writes()).map(|LoadRows(write)| write).collect()
     }
 
-    fn run<'t>(&'t self, _tx: &'t Transaction<'_>) -> BoxFuture<'t, Result<(), ProjectError>> {
+    fn run<'t>(&'t self, _tx: &'t Transaction<'_>, _path: Path) -> BoxFuture<'t, Result<(), ProjectError>> {
         ready(Ok(())).boxed()
     }
 }

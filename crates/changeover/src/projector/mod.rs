@@ -4,6 +4,7 @@ pub(crate) mod configuration;
 pub(crate) mod fold;
 pub(crate) mod parallel;
 pub(crate) mod row;
+pub(crate) mod split;
 pub(crate) mod sql;
 
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use semver::Version;
 use tokio_postgres::Row;
 
 use self::configuration::Built;
-use crate::store::StoreError;
 use crate::store::statements::Sql;
+use crate::store::{Path, StoreError};
 use crate::words::event::RawEvent;
 use crate::words::names::ProjectorName;
 use crate::words::plan::Target;
@@ -128,8 +129,8 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 pub(crate) trait Project: Send + Sync + 'static {
     /// Whether its batches want the caller's transaction in hand, and not just a connection on which one was begun.
     fn needs_transaction(&self) -> bool;
-    /// How it is replayed by several shards, if it can be.
-    fn parallel(&self) -> Option<&dyn parallel::Parallel>;
+    /// How the bulk of the log is replayed.
+    fn parallel(&self) -> &dyn parallel::Parallel;
     /// The statements with which its batches write rows, so that they can be made ready before.
     fn writes(&self) -> Vec<&Sql>;
     /// Decodes a batch and works out what it touches. The events are of the projector's types, in position order.
@@ -170,7 +171,7 @@ pub(crate) trait Decoded: Send + Sync {
     /// The statements that write the rows as the fold left them; they may be sent together.
     fn writes(&self) -> Vec<Load<'_>>;
     /// Runs SQL of the projector's own.
-    fn run<'t>(&'t self, tx: &'t Transaction<'_>) -> BoxFuture<'t, Result<(), ProjectError>>;
+    fn run<'t>(&'t self, tx: &'t Transaction<'_>, path: Path) -> BoxFuture<'t, Result<(), ProjectError>>;
 }
 
 /// A projector version as this build registers it.

@@ -19,21 +19,38 @@ use serde::de::DeserializeOwned;
 
 use super::fold::{Fold, Folding, TableSql, boxed, by_key};
 use super::row::{ColumnArray, Row, hash_of, hash_with};
+use super::split::Statements;
 use super::{BoxError, Load, ProjectError};
 use crate::codec;
 use crate::log::copy::CopiedEvent;
-use crate::words::event::Recorded;
+use crate::words::event::{RawEvent, Recorded};
 use crate::words::position::Position;
 
 /// Events of one projector, decoded, with the rows that they touch. Only the projector that made it knows its type.
 pub(crate) type Piece = Box<dyn Any + Send + Sync>;
 
-/// A projector whose rows can be folded by several shards.
+/// A projector in the bulk of a replay.
 pub(crate) trait Parallel: Send + Sync {
+    /// Into how many shards it can be split at most.
+    fn most_shards(&self) -> usize {
+        usize::MAX
+    }
     /// Decodes events, which are of the projector's types and in position order, up to the first one that does not decode.
     fn decode(&self, events: &[CopiedEvent<'_>], shards: usize) -> (Piece, Option<ProjectError>);
-    /// The rows of one shard.
-    fn shard(&self, shard: usize, known: Known) -> Box<dyn Shard>;
+    /// What one shard does with its events.
+    fn shard(&self, shard: usize, known: Known) -> Work;
+    /// What some events are split by, where the projector itself has declared it; nothing for one that does not tell.
+    fn split(&self, _events: &[RawEvent]) -> Vec<Option<i64>> {
+        Vec::new()
+    }
+}
+
+/// What a shard does with the events that are its own.
+pub(crate) enum Work {
+    /// Folds them into rows in memory.
+    Rows(Box<dyn Shard>),
+    /// Runs statements of the projector's own.
+    Statements(Box<dyn Statements>),
 }
 
 /// What is known of the rows that a shard has not got in memory.
@@ -128,7 +145,7 @@ pub(super) struct Types {
 }
 
 impl Types {
-    fn push(&mut self, event_type: &str) {
+    pub(super) fn push(&mut self, event_type: &str) {
         let known = self.names.iter().position(|name| name == event_type);
         let at = known.unwrap_or_else(|| {
             self.names.push(event_type.to_owned());
@@ -137,7 +154,7 @@ impl Types {
         self.of.push(u16::try_from(at).expect("BUG: a projector of more than 65,535 event types"));
     }
 
-    fn get(&self, event: usize) -> String {
+    pub(super) fn get(&self, event: usize) -> String {
         self.names[usize::from(self.of[event])].clone()
     }
 }
@@ -182,9 +199,9 @@ impl<E: DeserializeOwned + Send + Sync + 'static> Parallel for Folding<E> {
         }
     }
 
-    fn shard(&self, shard: usize, known: Known) -> Box<dyn Shard> {
+    fn shard(&self, shard: usize, known: Known) -> Work {
         let tables = self.tables.iter().map(|table| table.shard(shard, known.clone()).0).collect();
-        Box::new(FoldShard { tables })
+        Work::Rows(Box::new(FoldShard { tables }))
     }
 }
 
@@ -221,7 +238,7 @@ pub(super) fn split<T: Fold>(
 }
 
 /// The upper bits, since the rows of a shard are found by the lower ones.
-fn shard_of(hash: u64, shards: usize) -> usize {
+pub(super) fn shard_of(hash: u64, shards: usize) -> usize {
     usize::try_from(hash >> 32).expect("BUG: 32 bits") % shards
 }
 

@@ -11,7 +11,7 @@
 //!
 //! What this does not do: feed anything that is live. A version whose shards have not met cannot be fed or activated by anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,13 +25,15 @@ use tracing::{debug, info};
 
 use super::begun::Begun;
 use super::claims::Claims;
-use super::shard::{Checkpoint, Stopped, Worker};
+use super::place::{Checkpoint, Place, Stopped};
+use super::shard::Worker;
 use super::source::{Reading, Source, Stretch};
+use super::statements::Running;
 use super::throttle::Throttled;
-use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, permit, position};
+use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, permit, position, split};
 use crate::core::Core;
 use crate::horizon;
-use crate::projector::parallel::Known;
+use crate::projector::parallel::{Known, Work};
 use crate::projector::{ProjectError, Registered};
 use crate::store::{Path, Store, StoreError, connect};
 use crate::words::names::ProjectorName;
@@ -63,8 +65,9 @@ pub(super) async fn replay(
     }
     let client = core.store.single().await?;
     let started = Instant::now();
+    let mut known = BTreeSet::new();
     loop {
-        let open = open(core, &client, wanted, pace).await?;
+        let open = open(core, &client, wanted, pace, &mut known).await?;
         let Some(up_to) = open.iter().map(|open| open.up_to).min() else { return Ok(events) };
         let open: Vec<Open> = open.into_iter().filter(|open| open.up_to == up_to).collect();
         let round = Round { core, pace, on_progress, started, up_to, without: &[] };
@@ -106,16 +109,21 @@ pub(crate) async fn fold_afresh(
     // What is written is worth nothing before everything is.
     let pace = &Pace { checkpoint_every: Duration::MAX, ..pace.clone() };
     let round = Round { core, pace, on_progress, started: Instant::now(), up_to, without };
-    let shards = shards(pace);
+    // Statements of the projector's own are to prove the split right as well.
+    let shards = if registered.projector.needs_transaction() { 1 } else { shards(pace, registered) };
     let count = usize::try_from(shards).expect("BUG: a positive number");
     let pool = round.writers()?;
     let (mut workers, mut inputs) = (Workers::new(), Vec::new());
     for shard in 1..=shards {
         let (sender, receiver) = mpsc::channel(AHEAD);
         inputs.push(sender);
-        let start = Start { position: Position::START, known: Known::Empty, checkpoint: Checkpoint::None };
-        let worker = round.worker(&pool, registered, shard, count, start);
-        workers.push((worker, receiver));
+        let start = Start {
+            projector: 0,
+            position: Position::START,
+            known: Known::Empty,
+            checkpoint: Checkpoint::None,
+        };
+        workers.push((0, round.worker(&pool, registered, shard, count, start), receiver));
     }
     let mut fed = [Fed { registered: registered.clone(), shards: count, inputs, events: 0 }];
     match round.fold(workers, &mut fed, Position::START, None).await? {
@@ -125,12 +133,18 @@ pub(crate) async fn fold_afresh(
 }
 
 /// What is to be replayed in parallel; begins it where nobody has.
-async fn open(core: &Core, client: &Client, wanted: &[Begun], pace: &Pace) -> Result<Vec<Open>, ReplayError> {
+///
+/// Of the projectors in `known` it has been seen before that their shards were begun by the split that they declare.
+async fn open(
+    core: &Core,
+    client: &Client,
+    wanted: &[Begun],
+    pace: &Pace,
+    known: &mut BTreeSet<ProjectorName>,
+) -> Result<Vec<Open>, ReplayError> {
     let store = &core.store;
     let mut open = Vec::new();
-    for Begun { registered, attempt } in
-        wanted.iter().filter(|begun| begun.registered.projector.parallel().is_some())
-    {
+    for Begun { registered, attempt } in wanted {
         let id: [&(dyn postgres_types::ToSql + Sync); 2] =
             [&registered.target.projector.as_str(), &registered.major()];
         let permit = permit(store, client, registered, *attempt).await?;
@@ -141,12 +155,18 @@ async fn open(core: &Core, client: &Client, wanted: &[Begun], pace: &Pace) -> Re
             if horizon.get() - at.get() <= pace.parallel_above_events {
                 continue;
             }
-            let count = self::shards(pace);
-            store.query(client, &store.sql.begin_shards, &[id[0], id[1], &horizon, &count, attempt]).await?;
+            let count = self::shards(pace, registered);
+            let sample = split::sample(store, client, registered, (at, horizon)).await?;
+            let params = [id[0], id[1], &horizon, &count, attempt, &sample];
+            store.query(client, &store.sql.begin_shards, &params).await?;
             shards = store.query(client, &store.sql.shards, &id).await?;
         }
         let Some(first) = shards.first() else { continue };
         let up_to: Position = first.get("parallel_to");
+        if known.insert(registered.target.projector.clone()) {
+            let between = (first.get("began_at"), up_to);
+            split::is_ours(store, client, registered, between, first.get("split"), shards.len()).await?;
+        }
         let shards: Vec<(i32, Position)> =
             shards.iter().map(|row| (row.get("shard"), row.get("position"))).collect();
         if shards.iter().all(|(_, position)| *position >= up_to) {
@@ -185,14 +205,27 @@ pub(super) async fn can_go_on(
 }
 
 /// How many shards there are to be.
-fn shards(pace: &Pace) -> i32 {
-    pace.shards.map_or_else(processors, i32::from).max(1)
+fn shards(pace: &Pace, registered: &Registered) -> i32 {
+    let most = i32::try_from(registered.projector.parallel().most_shards()).unwrap_or(i32::MAX);
+    pace.shards.map_or_else(processors, i32::from).clamp(1, most)
 }
 
 fn processors() -> i32 {
     const MOST: usize = 16;
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
     i32::try_from(processors.clamp(2, MOST)).expect("BUG: a small number")
+}
+
+/// Positions that one statement looks at.
+///
+/// A statement that waits for shards keeps its snapshot, and with it the versions of rows that SQL projectors change again and
+/// again. So what these read is short enough to be read in one go.
+fn span(fed: &[Fed]) -> i64 {
+    const SPAN: usize = 32_768;
+    const SHORT: usize = 4_096;
+    let shards = fed.iter().filter(|fed| fed.registered.projector.needs_transaction()).map(|fed| fed.shards);
+    let span = shards.max().map_or(SPAN, |shards| SPAN.min(SHORT * shards));
+    i64::try_from(span).expect("BUG: a small number")
 }
 
 /// How a round ended.
@@ -231,13 +264,29 @@ struct Round<'a> {
 
 /// How a shard starts.
 struct Start {
+    projector: usize,
     position: Position,
     known: Known,
     checkpoint: Checkpoint,
 }
 
-/// Shards, each with what it is handed.
-type Workers = Vec<(Worker, mpsc::Receiver<Arc<Stretch>>)>;
+/// Shards, each with its projector's place among them and with what it is handed.
+type Workers = Vec<(usize, AnyWorker, mpsc::Receiver<Arc<Stretch>>)>;
+
+/// A shard of either kind.
+enum AnyWorker {
+    Rows(Worker),
+    Statements(Running),
+}
+
+impl AnyWorker {
+    async fn run(self, input: mpsc::Receiver<Arc<Stretch>>) -> Result<(), Stopped> {
+        match self {
+            Self::Rows(worker) => worker.run(input).await,
+            Self::Statements(running) => running.run(input).await,
+        }
+    }
+}
 
 /// A projector in a round.
 struct Fed {
@@ -284,8 +333,7 @@ impl Round<'_> {
         claims: Option<&mut Claims<'_>>,
     ) -> Result<Option<Failed>, ReplayError> {
         let mut running = JoinSet::new();
-        for (worker, input) in workers {
-            let projector = worker.projector;
+        for (projector, worker, input) in workers {
             running.spawn(async move { (projector, worker.run(input).await) });
         }
         let mut failed = self.feed(claims, fed, after).await?;
@@ -296,7 +344,7 @@ impl Round<'_> {
             let (projector, stopped) = stopped.expect("BUG: a shard panicked");
             match stopped {
                 Ok(()) => {}
-                Err(Stopped::Fold { position, event_type, source }) => {
+                Err(Stopped::Event { position, event_type, source }) => {
                     if failed.as_ref().is_none_or(|failed| position < failed.position) {
                         let (projector, version) = fed[projector].registered.id();
                         failed = Some(Failed { projector, version, position, event_type, source });
@@ -334,9 +382,12 @@ impl Round<'_> {
                 inputs.push(sender);
                 after = after.min(position);
                 let checkpoint = Checkpoint::Kept { attempt: open.attempt, generation: open.generation };
-                let start = Start { position, known, checkpoint };
-                let worker = self.worker(&pool, &open.registered, *shard, ours, start);
-                workers.push((Worker { projector, ..worker }, receiver));
+                let start = Start { projector, position, known, checkpoint };
+                workers.push((
+                    projector,
+                    self.worker(&pool, &open.registered, *shard, ours, start),
+                    receiver,
+                ));
             }
             fed.push(Fed {
                 registered: open.registered.clone(),
@@ -355,21 +406,35 @@ impl Round<'_> {
         registered: &Arc<Registered>,
         shard: i32,
         shards: usize,
-        Start { position, known, checkpoint }: Start,
-    ) -> Worker {
-        let parallel = registered.projector.parallel().expect("BUG: not to be replayed in parallel");
-        Worker {
+        Start { projector, position, known, checkpoint }: Start,
+    ) -> AnyWorker {
+        let at = Place {
             store: self.core.store.clone(),
-            pool: pool.clone(),
             registered: registered.clone(),
-            projector: 0,
             shard,
-            rows: parallel.shard(usize::try_from(shard - 1).expect("BUG: shards begin at 1"), known),
             written: position,
-            folded: position,
-            memory_bytes: self.pace.memory_bytes / 4 * 3 / shards,
-            checkpoint_every: self.pace.checkpoint_every,
             checkpoint,
+        };
+        let (pool, checkpoint_every) = (pool.clone(), self.pace.checkpoint_every);
+        let place = usize::try_from(shard - 1).expect("BUG: shards begin at 1");
+        match registered.projector.parallel().shard(place, known) {
+            Work::Rows(rows) => AnyWorker::Rows(Worker {
+                at,
+                pool,
+                projector,
+                rows,
+                folded: position,
+                memory_bytes: self.pace.memory_bytes / 4 * 3 / shards,
+                checkpoint_every,
+            }),
+            Work::Statements(statements) => AnyWorker::Statements(Running {
+                pool,
+                projector,
+                statements,
+                at,
+                seen: position,
+                checkpoint_every,
+            }),
         }
     }
 
@@ -408,6 +473,7 @@ impl Round<'_> {
             projectors: fed.iter().map(|fed| (fed.registered.clone(), fed.shards)).collect(),
             after,
             up_to: self.up_to,
+            span: span(fed),
             without: self.without.to_vec(),
             connections: self.readers(),
             piece_bytes: (self.pace.memory_bytes / 64).clamp(64 << 10, 4 << 20),

@@ -160,6 +160,18 @@ pub enum ReplayError {
         /// The shard.
         shard: i32,
     },
+    /// Its shards were begun by a build that splits the events otherwise, so nobody knows which of them this one has to project.
+    #[error(
+        "the replay of {projector} {version} was begun in {shards} shards by a build that splits its events otherwise: go on with that build, or start over with `replay {projector} --restart`"
+    )]
+    OtherSplit {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// How many shards there are.
+        shards: usize,
+    },
     /// The database did not do as asked.
     #[error("the database refused")]
     Store(#[from] StoreError),

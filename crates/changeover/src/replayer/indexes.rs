@@ -1,4 +1,5 @@
-//! After the bulk: the secondary indexes, and what the planner knows of the tables.
+//! The secondary indexes, and what the planner knows of the tables. Rows that we write ourselves go in faster without indexes; a
+//! projector's own statements may need them.
 
 use std::time::Duration;
 
@@ -16,15 +17,46 @@ use crate::store::StoreError;
 /// How long to wait before looking again whether somebody else has built them.
 const BUSY: Duration = Duration::from_millis(50);
 
-/// Builds what is missing, one process at a time, several indexes at once.
-pub(super) async fn build(core: &Core, begun: &Begun, pace: &Pace) -> Result<(), ReplayError> {
+/// Builds what has to be there before the bulk.
+pub(super) async fn before_the_bulk(core: &Core, begun: &Begun, pace: &Pace) -> Result<(), ReplayError> {
+    match begun.registered.indexes {
+        Indexes::Each(_) => Ok(()),
+        // The planner takes tables that nobody has analyzed for larger than empty ones.
+        Indexes::Whole(_) => build(core, begun, pace).await.map(drop),
+    }
+}
+
+/// Builds what is missing, and lets the planner know of the rows: of those `events` came from here.
+pub(super) async fn after_the_bulk(
+    core: &Core,
+    begun: &Begun,
+    pace: &Pace,
+    events: u64,
+) -> Result<(), ReplayError> {
+    let built = build(core, begun, pace).await?;
+    if built || (events > 0 && matches!(begun.registered.indexes, Indexes::Whole(_))) {
+        analyze(core, begun, pace).await?;
+    }
+    Ok(())
+}
+
+async fn analyze(core: &Core, begun: &Begun, pace: &Pace) -> Result<(), StoreError> {
+    let client = core.store.single().await?;
+    let tables = core.store.query(&client, &core.store.sql.tables_of, &[&begun.registered.schema]).await?;
+    let analyze: Vec<String> =
+        tables.iter().map(|row| format!("ANALYZE {}", row.get::<_, &str>("name"))).collect();
+    run(core, &analyze, at_once(pace)).await
+}
+
+/// Builds what is missing, one process at a time, several indexes at once. False where nothing was.
+async fn build(core: &Core, begun: &Begun, pace: &Pace) -> Result<bool, ReplayError> {
     let (store, registered) = (&core.store, &*begun.registered);
     let client = store.single().await?;
     let execute = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
     let claim = format!("{} {} v{} indexes", store.schema, registered.target.projector, registered.major());
     loop {
         if registration::is_indexed(store, &client, registered).await? {
-            return Ok(());
+            return Ok(false);
         }
         execute("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 0")
             .await?;
@@ -34,11 +66,10 @@ pub(super) async fn build(core: &Core, begun: &Begun, pace: &Pace) -> Result<(),
         execute("ROLLBACK").await?;
         sleep(BUSY).await;
     }
-    let at_once = pace.max_connections.saturating_sub(1).max(1);
     match &registered.indexes {
         Indexes::Each(indexes) => {
             let statements: Vec<String> = indexes.iter().map(|index| index.create.clone()).collect();
-            run(core, &statements, at_once).await?;
+            run(core, &statements, at_once(pace)).await?;
         }
         Indexes::Whole(statements) => execute(statements).await?,
     }
@@ -49,12 +80,12 @@ pub(super) async fn build(core: &Core, begun: &Begun, pace: &Pace) -> Result<(),
         return Err(ReplayError::StartedOver { projector, version });
     }
     execute("COMMIT").await?;
-    let tables = store.query(&client, &store.sql.tables_of, &[&registered.schema]).await?;
-    let analyze: Vec<String> =
-        tables.iter().map(|row| format!("ANALYZE {}", row.get::<_, &str>("name"))).collect();
-    run(core, &analyze, at_once).await?;
     info!(projector = %registered.target.projector, version = %registered.target.version, "indexes built");
-    Ok(())
+    Ok(true)
+}
+
+fn at_once(pace: &Pace) -> usize {
+    pace.max_connections.saturating_sub(1).max(1)
 }
 
 /// Runs statements on connections of their own.

@@ -1,7 +1,7 @@
 //! The replayer: feeds history to versions that are not active, beside the live ones.
 //!
-//! The bulk of the log goes through a pipeline of its own ([`bulk`]), in parallel by row key; what is left, and every projector
-//! that runs its own SQL, goes through the same step as live publishing.
+//! The bulk of the log goes through a pipeline of its own ([`bulk`]), in parallel by row key, or by what a projector that runs its own
+//! SQL declares; what is left goes through the same step as live publishing.
 
 mod begun;
 mod bulk;
@@ -11,9 +11,12 @@ mod follow;
 mod indexes;
 mod options;
 mod over;
+mod place;
 mod progress;
 mod shard;
 mod source;
+mod split;
+mod statements;
 mod throttle;
 
 use std::sync::Arc;
@@ -60,11 +63,14 @@ pub(crate) async fn replay(
         registration::register(&core.store, &client, registered, &options.requested_by).await?;
         begun.push(Begun::join(&core.store, &client, registered).await?);
     }
+    for begun in &begun {
+        indexes::before_the_bulk(core, begun, &options.pace).await?;
+    }
     let mut done = bulk::replay(core, &begun, &options.pace, on_progress).await?;
     let mut caught_up = Vec::with_capacity(begun.len());
     for begun in &begun {
-        indexes::build(core, begun, &options.pace).await?;
         let events = done.remove(&begun.registered.target.projector).unwrap_or_default();
+        indexes::after_the_bulk(core, begun, &options.pace, events).await?;
         caught_up.push(catch_up(core, begun, options, events, on_progress).await?);
     }
     if options.follow {

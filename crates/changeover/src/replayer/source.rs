@@ -14,9 +14,6 @@ use crate::projector::{ProjectError, Registered};
 use crate::store::{Store, StoreError};
 use crate::words::position::Position;
 
-/// Positions that one statement looks at.
-const SPAN: i64 = 32_768;
-
 /// Pieces that a connection may be ahead.
 const AHEAD: usize = 2;
 
@@ -50,6 +47,8 @@ pub(super) struct Reading {
     pub(super) projectors: Vec<(Arc<Registered>, usize)>,
     pub(super) after: Position,
     pub(super) up_to: Position,
+    /// Positions that one statement looks at.
+    pub(super) span: i64,
     /// Events that are left out.
     pub(super) without: Vec<Position>,
     pub(super) connections: usize,
@@ -126,7 +125,8 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn start(reading: Reading) -> Self {
         let (after, up_to) = (reading.after, reading.up_to);
-        let spans = usize::try_from((up_to.get() - after.get()).max(0) / SPAN + 1).unwrap_or(usize::MAX);
+        let spans =
+            usize::try_from((up_to.get() - after.get()).max(0) / reading.span + 1).unwrap_or(usize::MAX);
         let connections = reading.connections.clamp(1, spans);
         let types: BTreeSet<String> = reading
             .projectors
@@ -188,10 +188,10 @@ async fn read(
         [] => String::new(),
         positions => format!("AND e.position NOT IN ({})", positions.join(", ")),
     };
-    let spans =
-        (reading.after.get()..reading.up_to.get()).step_by(usize::try_from(SPAN).expect("BUG: 64 bits"));
+    let spans = (reading.after.get()..reading.up_to.get())
+        .step_by(usize::try_from(reading.span).expect("BUG: 64 bits"));
     for after in spans.skip(first).step_by(connections) {
-        let up_to = reading.up_to.get().min(after + SPAN);
+        let up_to = reading.up_to.get().min(after + reading.span);
         let all = shared.nearly_all.load(Relaxed);
         let of_types = if all { String::new() } else { format!("AND e.type IN ({types})") };
         let sql = format!(
@@ -264,7 +264,7 @@ fn stretch(
         }
     }
     let parts = reading.projectors.iter().map(|(registered, shards)| {
-        let parallel = registered.projector.parallel().expect("BUG: not to be replayed in parallel");
+        let parallel = registered.projector.parallel();
         let (piece, failed) = if reading.projectors.len() == 1 {
             parallel.decode(&events, *shards)
         } else {

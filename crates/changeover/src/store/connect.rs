@@ -23,7 +23,7 @@ pub enum Path {
 }
 
 /// Of one attempt to connect: name look-up, TCP, start-up and all.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Refuses a connection that somebody gave back inside a transaction, and undoes what was set or locked for the session.
 ///
@@ -68,8 +68,8 @@ pub(crate) fn pool(config: &Config, size: usize, untouched: Untouched) -> Result
         .max_size(size)
         .runtime(Runtime::Tokio1)
         .pre_recycle(clean)
-        .create_timeout(Some(CONNECT_TIMEOUT))
-        .recycle_timeout(Some(CONNECT_TIMEOUT))
+        .create_timeout(Some(TIMEOUT))
+        .recycle_timeout(Some(TIMEOUT))
         .wait_timeout(Some(Duration::from_secs(30)))
         .build()
         .map_err(|error| StoreError::Pool(error.to_string()))
@@ -77,9 +77,9 @@ pub(crate) fn pool(config: &Config, size: usize, untouched: Untouched) -> Result
 
 /// One connection of its own.
 pub(crate) async fn single(config: &Config) -> Result<Client, StoreError> {
-    let (client, connection) = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(NoTls))
+    let (client, connection) = tokio::time::timeout(TIMEOUT, config.connect(NoTls))
         .await
-        .map_err(|_| StoreError::Timeout { what: "connecting", after: CONNECT_TIMEOUT })??;
+        .map_err(|_| StoreError::Timeout { what: "connecting", after: TIMEOUT })??;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             debug!(%error, "a connection ended");

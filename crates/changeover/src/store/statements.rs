@@ -60,9 +60,10 @@ statements! {
     begun(TEXT, INT8);
     begin_restart();
     restart(TEXT, INT8, TEXT, BOOL, FLOAT8);
-    begin_shards(TEXT, INT8, INT8, INT4, INT4);
+    begin_shards(TEXT, INT8, INT8, INT4, INT4, INT8_ARRAY);
+    sample(INT8, INT8, TEXT_ARRAY);
     shards(TEXT, INT8);
-    enter_shard(TEXT, INT8, INT4, INT4);
+    enter_shard(TEXT, INT8, INT4, INT4, TEXT);
     end_shards(TEXT, INT8);
     enter_scratch();
     scratch_schemas(TEXT);

@@ -97,15 +97,11 @@ impl<'c> Scratch<'c> {
             skipped: Vec::new(),
             started: Instant::now(),
         };
-        if scratch.is_parallel() {
+        if !scratch.registered.projector.needs_transaction() {
             // Nobody will want them back after a crash.
             scratch.each_table(&client, |table| format!("ALTER TABLE {table} SET UNLOGGED")).await?;
         }
         Ok(scratch)
-    }
-
-    fn is_parallel(&self) -> bool {
-        self.registered.projector.parallel().is_some()
     }
 
     async fn each_table(
@@ -120,7 +116,7 @@ impl<'c> Scratch<'c> {
         Ok(())
     }
 
-    /// Folds the bulk of the log: in parallel, if the projector can be.
+    /// Folds the bulk of the log.
     pub(super) async fn fold(
         &mut self,
         to: Position,
@@ -128,11 +124,7 @@ impl<'c> Scratch<'c> {
         on_progress: OnVerify<'_>,
     ) -> Result<(), VerifyError> {
         let far = to.get() - self.position.get() > pace.parallel_above_events;
-        if far
-            && self.position == Position::START
-            && self.core.store.path == Path::Direct
-            && self.is_parallel()
-        {
+        if far && self.position == Position::START && self.core.store.path == Path::Direct {
             let report = |progress: &ReplayProgress| on_progress(VerifyProgress::Folding(progress.clone()));
             self.events = fold_afresh(self.core, &self.registered, to, &self.skipped, pace, &report).await?;
             self.position = to;

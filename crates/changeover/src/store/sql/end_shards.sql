@@ -14,7 +14,7 @@ WITH whole AS MATERIALIZED (
     RETURNING s.shard
 )
 UPDATE {schema}.checkpoints c
-SET position = whole.parallel_to, parallel_to = NULL, updated_at = clock_timestamp()
+SET position = whole.parallel_to, parallel_to = NULL, split = NULL, updated_at = clock_timestamp()
 FROM whole
 WHERE c.projector = whole.projector AND c.major = whole.major AND c.shard = 0 AND EXISTS (SELECT FROM arrived)
 RETURNING c.position;

@@ -2,7 +2,7 @@
 -- replay was started over.
 -- Nobody's presence is marked: a version whose shards have not met cannot become active, and they cannot meet while one of
 -- their checkpoints is locked. So a long write of theirs delays no activation.
--- $1 projector  $2 major  $3 shard  $4 attempt
+-- $1 projector  $2 major  $3 shard  $4 attempt  $5 how durable the commit is, null for as the session has it
 WITH claim AS MATERIALIZED (
     SELECT c.position
     FROM {schema}.checkpoints c
@@ -14,5 +14,6 @@ WITH claim AS MATERIALIZED (
 SELECT held.position,
        (SELECT g.last_value FROM {schema}.generation g WHERE held.position IS NOT NULL) AS generation,
        set_config('idle_in_transaction_session_timeout', '60s', true) AS idle_limit,
-       set_config('statement_timeout', '0', true) AS statement_limit
+       set_config('statement_timeout', '0', true) AS statement_limit,
+       set_config('synchronous_commit', coalesce($5, current_setting('synchronous_commit')), true) AS durability
 FROM held;

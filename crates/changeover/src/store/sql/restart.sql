@@ -3,7 +3,7 @@
 -- $1 projector  $2 major  $3 version  $4 whether secondary indexes stay  $5 seconds of silence after which an activation is dead
 WITH whole AS (
     UPDATE {schema}.checkpoints c
-    SET position = 0, parallel_to = NULL, attempt = c.attempt + 1, indexed = c.indexed AND $4,
+    SET position = 0, parallel_to = NULL, split = NULL, attempt = c.attempt + 1, indexed = c.indexed AND $4,
         stalled_since = NULL, error = NULL, error_position = NULL, error_type = NULL, updated_at = clock_timestamp()
     WHERE c.projector = $1 AND c.major = $2 AND c.shard = 0 AND NOT c.inline AND NOT c.seeded AND c.adopted IS NULL
       AND (SELECT bool_or(s.version = $3 AND s.state = 'replaying')
