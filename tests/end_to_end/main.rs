@@ -26,6 +26,7 @@ mod parallel_breaking;
 mod pooler;
 mod preparing;
 mod projectors;
+mod properties;
 mod pruning;
 mod publisher;
 mod read;

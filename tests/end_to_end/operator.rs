@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::accounts::{accounts, at_once, slowly, with};
+use crate::properties::{Paced, described};
 use crate::releases::{SOON, phase, release, replay_one};
 
 const ORDER: &str = "CHANGEOVER_TEST_ORDER";
@@ -40,6 +41,8 @@ enum Task {
     /// Replays the projector that the release is named after in parallel, everything as small as it gets, and stops itself once
     /// after so many events.
     ReplayInBulk { shards: u16, events_per_sec: u32, stop_after: u64 },
+    /// Replays a described projector with so many tables, in the version of the release.
+    ReplayDescribed { tables: usize, pace: Paced },
 }
 
 /// The process.
@@ -112,6 +115,22 @@ impl Operator {
         peak.trim_start_matches("peak kB: ").parse::<usize>().unwrap() << 10
     }
 
+    /// An operator who replays the sixth version of a described projector.
+    pub(crate) fn replay_described(database: &Database, tables: usize, pace: &Paced) -> Self {
+        Self::start(database, "described 6", Task::ReplayDescribed { tables, pace: pace.clone() })
+    }
+
+    /// Waits until it has read some of the log, or found that there is nothing left.
+    pub(crate) async fn under_way_or_done(&self) {
+        tokio::select! {
+            Ok(_) = self.0.wait_for_line("under way", SOON) => {}
+            said = self.0.wait_for_line("end: ", SOON) => {
+                let said = said.unwrap();
+                assert!(said.starts_with("end: done"), "{said}");
+            }
+        }
+    }
+
     fn start(database: &Database, release: &str, task: Task) -> Self {
         let order = Order { url: database.url(), release: release.to_owned(), task };
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -162,10 +181,14 @@ impl Operator {
 async fn child() {
     let Ok(order) = std::env::var(ORDER) else { return };
     let Order { url, release: name, task } = serde_json::from_str(&order).unwrap();
+    let configuration = match &task {
+        Task::ReplayDescribed { tables, .. } => described(*tables, 6),
+        _ => release(&name),
+    };
     let changeover = Changeover::builder(url.parse().unwrap())
         .application("operator", &name)
         .address("http://10.0.0.7:8080")
-        .configuration(release(&name))
+        .configuration(configuration)
         .connect()
         .await
         .unwrap();
@@ -203,6 +226,15 @@ async fn child() {
             let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
             println!("\npeak kB: {}", peak.trim().trim_end_matches(" kB"));
             end(replayed);
+        }
+        Task::ReplayDescribed { pace, .. } => {
+            let projector = "described".parse().unwrap();
+            let on_progress = |progress: &ReplayProgress| {
+                if progress.events > 0 {
+                    println!("\nunder way");
+                }
+            };
+            end(changeover.replay(&[projector], &pace.options(), &on_progress).await);
         }
         Task::ReplayInBulk { shards, events_per_sec, stop_after } => {
             let stop = Once::new();

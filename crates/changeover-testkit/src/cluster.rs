@@ -242,6 +242,43 @@ impl Cluster {
         thaw_all(ours.postmaster().as_ref().context("the server does not run")?)
     }
 
+    /// Lets no file of the server's grow beyond so many bytes, for processes that run and for those to come: whoever needs more is
+    /// told what a full disk tells him (SQLSTATE 53100). None lifts it. Files that are larger already can be read.
+    ///
+    /// # Errors
+    /// When the server was not started [for this](Builder::with_small_wal), when the limit is below what the server needs for
+    /// itself, when others share it, or when it does not run.
+    ///
+    /// ```no_run
+    /// # let cluster = changeover_testkit::Cluster::builder().with_small_wal().start().unwrap();
+    /// cluster.limit_files(Some(2 << 20))?;
+    /// // .. whoever writes now must get on once there is room again ..
+    /// cluster.limit_files(None)?;
+    /// # anyhow::Ok(())
+    /// ```
+    pub fn limit_files(&self, bytes: Option<u64>) -> Result<()> {
+        const PAGE: u64 = 8192;
+        let ours = self.ours_alone("limit_files")?;
+        ensure!(ours.settings.small_wal, "a server whose files are limited must be started with_small_wal");
+        let limit = match bytes {
+            // A page that fits in part is what a full disk looks like; one that does not fit at all is another error.
+            Some(bytes) if bytes > SMALL_WAL_BYTES => (bytes / PAGE * PAGE + PAGE / 4).to_string(),
+            Some(bytes) => bail!("with files of {bytes} bytes the server could not write its own log"),
+            None => "unlimited".to_owned(),
+        };
+        let postmaster = ours.postmaster();
+        let postmaster = processes::pid_of(postmaster.as_ref().context("the server does not run")?);
+        // The one that forks first: its children inherit the limit.
+        limit_files(postmaster, &limit, ours.owner.as_ref())?;
+        for child in processes::children(postmaster)? {
+            // It may have ended by now.
+            if let Err(error) = limit_files(child, &limit, ours.owner.as_ref()) {
+                ensure!(!processes::children(postmaster)?.contains(&child), error);
+            }
+        }
+        Ok(())
+    }
+
     /// Everything it needs goes when it goes: there is nothing to clean up in it.
     pub(crate) fn is_private(&self) -> bool {
         self.ours().is_some_and(|ours| !ours.shared)
@@ -293,6 +330,13 @@ impl Builder {
         self.setting("fsync", "on").setting("full_page_writes", "on").setting("synchronous_commit", "on")
     }
 
+    /// For [`Cluster::limit_files`]: the segments of its write-ahead log are of 1 MiB, so that they stay below any limit.
+    #[must_use]
+    pub fn with_small_wal(mut self) -> Self {
+        self.settings.small_wal = true;
+        self
+    }
+
     /// Starts the server and waits until it takes connections.
     ///
     /// # Errors
@@ -300,8 +344,8 @@ impl Builder {
     pub fn start(self) -> Result<Cluster> {
         let owner = Owner::if_root()?;
         let home = Home::new(owner.as_ref())?;
-        init(&home, owner.as_ref())?;
         let Self { settings, shared } = self;
+        init(&home, owner.as_ref(), settings.small_wal)?;
         let mut ours = Ours { home, owner, settings, port: 0, shared, postmaster: Mutex::new(None) };
 
         // Between us finding a free port and the server listening on it, another test's server may take it.
@@ -320,7 +364,13 @@ impl Builder {
 }
 
 #[derive(Debug, Clone)]
-struct Settings(Vec<(String, String)>);
+struct Settings {
+    parameters: Vec<(String, String)>,
+    small_wal: bool,
+}
+
+/// The smallest that there are.
+const SMALL_WAL_BYTES: u64 = 1 << 20;
 
 impl Settings {
     fn for_tests() -> Self {
@@ -336,16 +386,17 @@ impl Settings {
             // /dev/shm.
             ("dynamic_shared_memory_type", "mmap"),
         ];
-        Self(settings.map(|(name, value)| (name.into(), value.into())).into())
+        let parameters = settings.map(|(name, value)| (name.into(), value.into())).into();
+        Self { parameters, small_wal: false }
     }
 
     fn set(&mut self, name: &str, value: &str) {
-        self.0.retain(|(known, _)| known != name);
-        self.0.push((name.into(), value.into()));
+        self.parameters.retain(|(known, _)| known != name);
+        self.parameters.push((name.into(), value.into()));
     }
 
     fn is_on(&self, name: &str) -> bool {
-        self.0
+        self.parameters
             .iter()
             .any(|(known, value)| known == name && ["on", "true", "yes", "1"].contains(&value.as_str()))
     }
@@ -379,7 +430,7 @@ impl Ours {
             leash::command(programs::of_postgresql()?.join("postgres"), "QUIT", self.owner.as_ref());
         command.env_clear().current_dir(&data).arg("-D").arg(&data);
         command.arg("-k").arg(self.home.path()).args(["-h", "127.0.0.1", "-p", &self.port.to_string()]);
-        for (name, value) in &self.settings.0 {
+        for (name, value) in &self.settings.parameters {
             command.args(["-c", &format!("{name}={value}")]);
         }
         command.stdout(log.try_clone()?).stderr(log);
@@ -453,11 +504,25 @@ fn is_ready(data: &Path, pid: u32) -> bool {
     lines.next() == Some(&pid.to_string()) && lines.nth(6) == Some("ready")
 }
 
-fn init(home: &Home, owner: Option<&Owner>) -> Result<()> {
+/// As the server's own user: even root may not touch the limits of others everywhere.
+fn limit_files(pid: processes::Pid, bytes: &str, owner: Option<&Owner>) -> Result<()> {
+    let mut command = leash::command("prlimit", "KILL", owner);
+    // The soft one alone, so that it can be lifted again.
+    command.args([format!("--pid={}", pid.as_raw_nonzero()), format!("--fsize={bytes}:")]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let status = leash::spawn(command)?.wait()?;
+    ensure!(status.success(), "prlimit (Debian package util-linux) failed, {status}");
+    Ok(())
+}
+
+fn init(home: &Home, owner: Option<&Owner>, small_wal: bool) -> Result<()> {
     let mut command = leash::command(programs::of_postgresql()?.join("initdb"), "KILL", owner);
     // From an empty environment: a test must not depend on somebody's PGDATA, PGPORT or locale.
     command.env_clear().current_dir(home.path()).arg("-D").arg(home.path().join("data"));
     command.args(["--no-sync", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-U", "postgres"]);
+    if small_wal {
+        command.arg(format!("--wal-segsize={}", SMALL_WAL_BYTES >> 20));
+    }
     let log = home.path().join("initdb.log");
     let output = fs::File::create(&log)?;
     command.stdout(Stdio::null()).stderr(output);

@@ -51,6 +51,28 @@ fn a_server_that_may_lose_data_is_not_for_crash_tests() {
 }
 
 #[tokio::test]
+async fn a_server_whose_files_are_limited_has_a_full_disk_until_it_is_given_room() {
+    let error = Cluster::start().unwrap().limit_files(Some(2 << 20)).unwrap_err().to_string();
+    assert!(error.contains("with_small_wal"), "{error}");
+
+    let cluster = Cluster::builder().with_small_wal().start().unwrap();
+    let database = Database::fresh_on(&cluster).await;
+    let before = database.client().await;
+    before.batch_execute("CREATE TABLE filled (n bigint, text text)").await.unwrap();
+    let fill = "INSERT INTO filled SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 5000) AS n";
+    cluster.limit_files(Some(2 << 20)).unwrap();
+    // For connections that were there before as for new ones.
+    for client in [&before, &database.client().await] {
+        let error = client.batch_execute(fill).await.unwrap_err();
+        assert_eq!(error.code().map(tokio_postgres::error::SqlState::code), Some("53100"), "{error:?}");
+    }
+    cluster.limit_files(None).unwrap();
+    before.batch_execute(fill).await.unwrap();
+    let rows = before.query_one("SELECT count(*) FROM filled", &[]).await.unwrap();
+    assert_eq!(rows.get::<_, i64>(0), 5_000);
+}
+
+#[tokio::test]
 async fn a_frozen_server_answers_nobody_until_it_is_thawed() {
     let cluster = Cluster::start().unwrap();
     let database = Database::fresh_on(&cluster).await;

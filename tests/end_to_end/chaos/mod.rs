@@ -17,7 +17,7 @@ use changeover_testkit::{Cluster, Database};
 use self::stage::Stage;
 pub(crate) use self::story::Chance;
 
-fn from_environment(name: &str, otherwise: u64) -> u64 {
+pub(crate) fn from_environment(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
