@@ -11,6 +11,7 @@ mod columns;
 mod deploy;
 mod faults;
 mod following;
+mod full_disk;
 mod going_back;
 mod golden;
 mod inline_sql;

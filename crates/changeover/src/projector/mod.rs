@@ -91,6 +91,18 @@ impl ProjectError {
         }
     }
 
+    /// Whether the server could not, whatever was asked of it: neither the projector nor the event is at fault.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_outage(),
+            Self::Projector(error) => {
+                let causes = std::iter::successors(Some(&**error as &(dyn std::error::Error + 'static)), |e| e.source());
+                causes.filter_map(<dyn std::error::Error>::downcast_ref).any(crate::store::is_outage)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the transaction lost a race and may be run again.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -141,7 +141,10 @@ async fn publish_next(core: &Core, registered: &Registered, limits: Limits) -> R
 /// What went wrong lately with one projector.
 #[derive(Default)]
 struct Failures {
+    /// How often in a row, whoever was at fault.
     tries: u32,
+    /// How often it was the projector or an event.
+    at_fault: u32,
     /// A batch failed: this many events are tried one by one, so that the one at fault is named and the ones before it
     /// get in.
     one_by_one: usize,
@@ -154,7 +157,7 @@ impl Failures {
 
     /// A batch got in.
     fn over(&mut self) {
-        self.tries = 0;
+        (self.tries, self.at_fault) = (0, 0);
         self.one_by_one = self.one_by_one.saturating_sub(1);
     }
 
@@ -177,13 +180,20 @@ impl Failures {
                 self.tries = (self.tries + 1).min(TRIES);
                 debug!(%projector, error = %chain(&source), "a batch lost a race, trying again");
             }
+            // However long that lasts: no projector and no event is to blame for a disk that is full.
+            StepError::Project { source, .. } if source.is_outage() => {
+                core.decider.forget();
+                self.tries = (self.tries + 1).min(TRIES);
+                warn!(%projector, error = %chain(&source), "publishing failed, trying again");
+            }
             StepError::Project { events, .. } if events > 1 => {
                 self.one_by_one = events;
                 return Some(Duration::ZERO);
             }
             StepError::Project { after, first, source, .. } => {
-                self.tries += 1;
-                if self.tries < TRIES {
+                self.tries = (self.tries + 1).min(TRIES);
+                self.at_fault += 1;
+                if self.at_fault < TRIES {
                     warn!(%projector, position = %first.0, error = %chain(&source), "a batch failed, trying again");
                 } else {
                     let (position, event_type) = source.event().map_or(first.clone(), |(p, t)| {

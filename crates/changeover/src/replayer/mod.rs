@@ -35,7 +35,7 @@ use crate::core::Core;
 use crate::decider::read_states;
 use crate::horizon;
 use crate::log::read::Limits;
-use crate::projector::Registered;
+use crate::projector::{ProjectError, Registered};
 use crate::registration;
 use crate::step::{StepError, Stepped, UpTo, step};
 use crate::store::{Store, StoreError, read_committed};
@@ -201,6 +201,14 @@ pub(crate) async fn step_or_name(
             Ok(stepped) => return Ok(stepped),
             Err(StepError::Store(error)) => return Err(error.into()),
             Err(StepError::Project { source, .. }) if source.is_retryable() => {}
+            // Neither the projector nor an event is to be mended.
+            Err(StepError::Project { source, .. }) if source.is_outage() => {
+                let (projector, version) = registered.id();
+                return Err(match source {
+                    ProjectError::Store(error) => error.into(),
+                    source => ReplayError::Rows { projector, version, source },
+                });
+            }
             Err(StepError::Project { events, .. }) if events > 1 => one_by_one = events,
             Err(StepError::Project { first: (position, event_type), source, .. }) => {
                 let (projector, version) = registered.id();

@@ -63,6 +63,16 @@ impl StoreError {
         }
     }
 
+    /// Whether the server could not, whatever was asked of it: it is gone or going, read-only, or out of room. Nothing is wrong
+    /// with the transaction, and nothing needs mending but the server.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            Self::Database(error) => is_outage(error),
+            Self::Pool(_) | Self::Timeout { .. } => true,
+            Self::Unreadable(_) => false,
+        }
+    }
+
     /// Whether a lock was not to be had in time, or only by a deadlock.
     pub(crate) fn is_lock_not_available(&self) -> bool {
         use tokio_postgres::error::SqlState;
@@ -88,6 +98,23 @@ impl StoreError {
             }
             Self::Timeout { .. } => true,
             Self::Pool(_) | Self::Unreadable(_) => false,
+        }
+    }
+}
+
+/// See [`StoreError::is_outage`].
+pub(crate) fn is_outage(error: &tokio_postgres::Error) -> bool {
+    use tokio_postgres::error::SqlState;
+    // No connection, no room, shutting down, broken hardware; after a failover, a standby.
+    const CLASSES: [&str; 4] = ["08", "53", "57P", "58"];
+    match error.code() {
+        Some(code) => {
+            *code == SqlState::READ_ONLY_SQL_TRANSACTION
+                || CLASSES.iter().any(|class| code.code().starts_with(class))
+        }
+        None => {
+            let source = std::error::Error::source(error);
+            error.is_closed() || source.is_some_and(|source| source.is::<std::io::Error>())
         }
     }
 }
