@@ -7,7 +7,8 @@ use std::task::Poll;
 
 use changeover::tokio_postgres::IsolationLevel;
 use changeover::{
-    AppendError, Appended, Changeover, Configuration, Expected, Position, Recorded, Revision, StreamName,
+    AppendError, Appended, Changeover, Configuration, EncodeError, Expected, Position, Recorded, Revision,
+    StreamName,
 };
 use changeover_testkit::{Database, eventually};
 use serde::{Deserialize, Serialize};
@@ -498,4 +499,28 @@ async fn an_append_that_is_dropped_while_it_waits_for_another_leaves_nothing_hal
     nothing_in_flight(&changeover).await;
     assert_eq!(events_in(&database).await, 1);
     changeover.append(&name, Expected::Exactly(Revision::new(1)), &items(1)).await.unwrap();
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Weighed {
+    Weighed { kilos: f64, tare: Option<f64> },
+}
+
+#[tokio::test]
+async fn a_number_that_json_cannot_hold_is_refused_and_nothing_is_appended() {
+    let database = Database::fresh().await;
+    let changeover = instance(&database, Configuration::new()).await;
+    let scale = stream("scale");
+    for kilos in [f64::NAN, f64::INFINITY] {
+        // Written as null it could be read by no projector any more.
+        let events = [Weighed::Weighed { kilos: 1.5, tare: None }, Weighed::Weighed { kilos, tare: None }];
+        let refused = changeover.append(&scale, Expected::Any, &events).await.unwrap_err();
+        assert!(matches!(refused, AppendError::Encode(EncodeError::NotFinite { .. })), "{refused:?}");
+        assert!(refused.to_string().contains("Weighed holds a number that is NaN or infinite"), "{refused}");
+    }
+    let fine = [Weighed::Weighed { kilos: 1.5, tare: None }];
+    assert_eq!(
+        changeover.append(&scale, Expected::NoStream, &fine).await.unwrap().revision,
+        Revision::new(1)
+    );
 }

@@ -31,7 +31,8 @@ fn in_full(error: impl std::error::Error + Send + Sync + 'static) -> String {
 
 /// Its checkpoints: of the shards where there are any.
 async fn progress(client: &Client) -> i64 {
-    let sql = "SELECT sum(position)::bigint FROM changeover.checkpoints WHERE projector = 'accounts' AND major = 2";
+    let sql =
+        "SELECT sum(position)::bigint FROM changeover.checkpoints WHERE projector = 'accounts' AND major = 2";
     client.query_one(sql, &[]).await.unwrap().get(0)
 }
 
@@ -136,8 +137,7 @@ impl SqlProjector for Written {
 
 /// Appends a thousand closings at a time.
 async fn close(instance: &Changeover, thousand: i64) {
-    let events: Vec<_> =
-        (0..1_000).map(|n| AccountEvent::Closed { account: thousand * 1_000 + n }).collect();
+    let events: Vec<_> = (0..1_000).map(|n| AccountEvent::Closed { account: thousand * 1_000 + n }).collect();
     instance.append(&stream("closings"), Expected::Any, &events).await.unwrap();
 }
 
@@ -147,7 +147,8 @@ async fn publishing_that_finds_no_room_goes_on_by_itself_once_there_is_some() {
     let cluster = cluster();
     let database = Database::fresh_on(&cluster).await;
     let client = database.client().await;
-    let configuration = Configuration::new().fold(Folded).unwrap().sql(Written).unwrap().fold(Closings).unwrap();
+    let configuration =
+        Configuration::new().fold(Folded).unwrap().sql(Written).unwrap().fold(Closings).unwrap();
     let live = instance(&database, configuration).await;
     let running = live.start();
     cluster.limit_files(Some(ROOM)).unwrap();

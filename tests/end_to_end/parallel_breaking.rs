@@ -206,6 +206,28 @@ async fn a_process_whose_claims_are_cut_off_shares_the_work_no_more_and_does_no_
     is_the_same(&client).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_only_wants_the_checkpoints_to_stay_keeps_no_shard_from_writing() {
+    let database = Database::fresh().await;
+    let client = with_history(&database, 0.18, 20_000).await;
+    let instance = of::<2>(&database).await;
+    // Begun, and dropped in the middle.
+    let begun = replaying(&instance, 20_000);
+    eventually(SOON, || async { sum_of_checkpoints(&client).await > 4_000 }).await;
+    begun.abort();
+    let mut reader = database.client().await;
+    let reading = reader.transaction().await.unwrap();
+    let hold = "SELECT FROM changeover.checkpoints WHERE projector = 'accounts' AND major = 2 FOR KEY SHARE";
+    assert_eq!(reading.query(hold, &[]).await.unwrap().len(), usize::from(SHARDS) + 1);
+    // They all arrive; only then is there something to wait for, since they are to become one.
+    let going = replaying(&instance, 1_000_000);
+    eventually(SOON, || async { checkpoints(&client).await.values().all(|position| *position == 40_000) })
+        .await;
+    reading.commit().await.unwrap();
+    timeout(SOON, going).await.unwrap().unwrap().unwrap();
+    is_the_same(&client).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_server_that_restarts_in_the_middle_costs_what_lies_after_the_checkpoints() {
     let cluster = Cluster::builder().durable().start().unwrap();

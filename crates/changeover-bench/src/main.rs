@@ -10,6 +10,7 @@ mod domain;
 mod inline;
 mod latency;
 mod measure;
+mod memory;
 mod registry;
 mod replay;
 mod report;
@@ -32,6 +33,12 @@ struct Options {
     /// Only this group; may be given several times.
     #[arg(long, value_enum, value_name = "NAME")]
     only: Vec<Group>,
+    /// What a process does that is looked at from outside: replays what is in this database, and waits to be killed.
+    #[arg(long, hide = true, value_name = "URL")]
+    replay_alone: Option<String>,
+    /// With so much memory.
+    #[arg(long, hide = true, requires = "replay_alone")]
+    memory_mib: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,6 +60,9 @@ enum Group {
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
+    if let Some(url) = options.replay_alone {
+        return memory::child(&url, options.memory_mib).await;
+    }
     let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
     let mut report = Report::begin()?;
     let server = Server::start()?;

@@ -7,12 +7,14 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use changeover::tokio_postgres::{Client, Config, Statement};
-use changeover::{Changeover, Configuration, Pace, ProjectorName, ReplayOptions};
+use changeover::{Changeover, Configuration, ProjectorName, ReplayOptions};
+use changeover_testkit::Database;
 use futures_util::future::{try_join, try_join_all};
 use futures_util::{FutureExt as _, SinkExt as _, TryStreamExt as _};
 use serde_json::json;
 
 use crate::measure::{Effort, Samples, Variant, in_turn};
+use crate::memory;
 use crate::report::{Figure, Goal, Report};
 use crate::server::{Server, client, migrated};
 use crate::subjects::{BigOrders, Customers, OrderEvent, Orders, OrdersSql, Wide};
@@ -47,36 +49,68 @@ const LOOP_EVENTS: i64 = 100_000;
 /// The group `replay`.
 pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) -> Result<()> {
     let database = server.database().await;
-    let config = database.config();
-    Changeover::builder(config.clone()).migrate().await?;
-    let log = Log { admin: client(&config).await?, config, events: effort.large_log.max(100_000) };
+    let log = Log::empty(&database, effort.large_log.max(100_000)).await?;
     log.fill(0, log.events).await?;
     log.against_the_database(effort, report).await?;
     log.against_loops(effort, report).await?;
     log.together(effort, report).await?;
-    log.growth(effort, report).await
+    memory::run(server, effort, report).await
 }
 
-struct Log {
-    admin: Client,
+/// A log, and whoever may do anything to it.
+pub(crate) struct Log {
+    pub(crate) admin: Client,
     config: Config,
-    events: i64,
+    pub(crate) events: i64,
 }
 
 fn options() -> ReplayOptions {
     ReplayOptions { requested_by: "bench".to_owned(), ..ReplayOptions::default() }
 }
 
+/// Events that are made anew; what goes beyond them are copies.
+const MADE: i64 = 100_000;
+
+/// The same orders once more, under other numbers.
+const COPY: &str = "
+    INSERT INTO changeover.events (position, stream, revision, type, data)
+    SELECT position + $1, 'order-' || lpad((substr(stream, 7)::bigint + $1 / 10)::text, 10, '0'), revision, type, data
+    FROM changeover.events WHERE position <= $2";
+
 impl Log {
+    /// A log to be.
+    pub(crate) async fn empty(database: &Database, events: i64) -> Result<Self> {
+        let config = database.config();
+        Changeover::builder(config.clone()).migrate().await?;
+        Ok(Self { admin: client(&config).await?, config, events })
+    }
+
+    /// Fills it faster than events can be made.
+    pub(crate) async fn fill_by_copies(&self) -> Result<()> {
+        let made = self.events.min(MADE);
+        self.admin.execute(FILL, &[&0_i64, &made]).await?;
+        let mut there = made;
+        while there < self.events {
+            let more = there.min(self.events - there);
+            self.admin.execute(COPY, &[&there, &more]).await?;
+            there += more;
+        }
+        self.filled(self.events).await
+    }
+
     async fn fill(&self, from: i64, to: i64) -> Result<()> {
         self.admin.execute(FILL, &[&from, &to]).await?;
+        self.filled(to).await
+    }
+
+    async fn filled(&self, to: i64) -> Result<()> {
         self.admin.query_one("SELECT setval('changeover.event_position', $1)", &[&to]).await?;
         self.admin.batch_execute("VACUUM ANALYZE changeover.events").await?;
         Ok(self.admin.batch_execute("CHECKPOINT").await?)
     }
 
     /// Forgets everything that was replayed.
-    async fn forget(&self) -> Result<()> {
+    pub(crate) async fn forget(&self) -> Result<()> {
         let schemas = "SELECT nspname FROM pg_namespace WHERE nspname ~ '_v[0-9]+$'";
         for schema in self.admin.query(schemas, &[]).await? {
             self.admin.batch_execute(&format!("DROP SCHEMA {} CASCADE", schema.get::<_, &str>(0))).await?;
@@ -402,45 +436,6 @@ impl Log {
             Goal::RatioAtMost(1.8),
         ))
     }
-
-    /// The last of all: the log is ten times as long afterwards.
-    async fn growth(&self, effort: Effort, report: &mut Report) -> Result<()> {
-        let orders = Configuration::new().fold(Orders)?;
-        let rounds = effort.rounds.min(3);
-        let mut small = Vec::new();
-        for _ in 0..rounds {
-            small.push(1e9 / self.rate(&orders, options()).await?);
-        }
-        let large = Self {
-            admin: client(&self.config).await?,
-            config: self.config.clone(),
-            events: self.events * 10,
-        };
-        large.fill(self.events, large.events).await?;
-        let narrow = Pace { memory_bytes: 256 << 20, ..Pace::default() };
-        let narrow = ReplayOptions { pace: narrow, ..options() };
-        let mut values = Vec::new();
-        for _ in 0..rounds {
-            values.push(1e9 / large.rate(&orders, options()).await?);
-        }
-        let params = json!({"events": large.events, "beside": self.events});
-        let goal = Goal::RatioAtMost(1.15);
-        report.add(Figure::compared("replay_growth", params, "ns/event", (&values, &small), goal))?;
-        let secs = large.replay(&orders, &narrow).await?;
-        let params =
-            json!({"events": large.events, "memory": "256MiB", "process": "the whole of the bench so far"});
-        let peak = Samples::new(vec![peak_mib()?]);
-        report.add(Figure::new(
-            "replay_peak_rss",
-            params,
-            (peak.median(), "MiB"),
-            None,
-            peak.spread(),
-            Goal::None,
-        ))?;
-        anyhow::ensure!(secs > 0.0, "BUG: a replay took no time");
-        Ok(())
-    }
 }
 
 /// The statements of the loops that are written by hand.
@@ -474,12 +469,4 @@ impl Statements {
 #[allow(clippy::cast_precision_loss)]
 fn loop_rate(started: Instant) -> f64 {
     LOOP_EVENTS as f64 / started.elapsed().as_secs_f64()
-}
-
-/// The most memory that this process ever had.
-fn peak_mib() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib / 1024.0)
 }

@@ -1,5 +1,7 @@
 //! Events to and from `(type, data)`: an enum's variant is the type, what it holds is the data.
 
+mod finite;
+
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, VariantAccess, Visitor};
 use serde::ser::{self, Impossible, Serialize};
 use serde_json::value::RawValue;
@@ -19,6 +21,14 @@ pub enum EncodeError {
         /// What serde says.
         #[source]
         source: serde_json::Error,
+    },
+    /// JSON has neither NaN nor infinities: it would be written as null, which no projector can read as a number.
+    #[error(
+        "the data or metadata of {event_type} holds a number that is NaN or infinite, which JSON cannot hold"
+    )]
+    NotFinite {
+        /// The type of the event.
+        event_type: String,
     },
     /// No text column of any read model could hold it.
     #[error(
@@ -43,6 +53,7 @@ pub(crate) fn encode(event: &impl Serialize) -> Result<Encoded, EncodeError> {
         None => EncodeError::NotAnEnum,
     })?;
     let data = json_without_nul(name, json)?;
+    all_finite(name, data.get(), event)?;
     Ok(Encoded { event_type: name.to_owned(), data })
 }
 
@@ -51,7 +62,17 @@ pub(crate) fn encode_metadata(metadata: &impl Serialize) -> Result<Box<RawValue>
     let json = serde_json::to_string(metadata).map_err(unfit)?;
     // Readers take it for a value, so it must be one: raw JSON may hold numbers that none can hold.
     serde_json::from_str::<serde_json::Value>(&json).map_err(unfit)?;
-    json_without_nul("metadata", json)
+    let json = json_without_nul("metadata", json)?;
+    all_finite("metadata", json.get(), metadata)?;
+    Ok(json)
+}
+
+/// serde_json writes what is not finite as null, so it is only looked for where there is one.
+fn all_finite(event_type: &str, json: &str, value: &impl Serialize) -> Result<(), EncodeError> {
+    if json.contains("null") && finite::holds_other(value) {
+        return Err(EncodeError::NotFinite { event_type: event_type.to_owned() });
+    }
+    Ok(())
 }
 
 fn json_without_nul(event_type: &str, json: String) -> Result<Box<RawValue>, EncodeError> {
@@ -471,6 +492,47 @@ mod tests {
         assert!(matches!(encode(&placed("a\0b")), Err(EncodeError::HoldsNul { .. })));
         assert!(encode(&placed("a\\u0000b")).is_ok());
         assert!(matches!(encode(&placed("a\\\0b")), Err(EncodeError::HoldsNul { .. })));
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_refused_wherever_it_stands() {
+        use std::collections::BTreeMap;
+
+        #[derive(Serialize)]
+        struct Point {
+            at: Option<f64>,
+            name: Option<&'static str>,
+        }
+        #[derive(Serialize)]
+        enum Measured {
+            Alone(f64),
+            Both(f32, f32),
+            Field { point: Point },
+            All(Vec<Option<f64>>),
+            Named(BTreeMap<String, f64>),
+        }
+        let point = |at| Point { at, name: None };
+        let of = |number: f64| {
+            [
+                Measured::Alone(number),
+                #[expect(clippy::cast_possible_truncation, reason = "it fits")]
+                Measured::Both(1.0, number as f32),
+                Measured::Field { point: point(Some(number)) },
+                Measured::All(vec![None, Some(1.0), Some(number)]),
+                Measured::Named(BTreeMap::from([("a".to_owned(), number)])),
+            ]
+        };
+        for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for measured in of(number) {
+                assert!(matches!(encode(&measured), Err(EncodeError::NotFinite { .. })));
+            }
+            assert!(matches!(encode_metadata(&point(Some(number))), Err(EncodeError::NotFinite { .. })));
+        }
+        for measured in of(0.5).into_iter().chain([Measured::Field { point: point(None) }]) {
+            encode(&measured).unwrap();
+        }
+        encode_metadata(&point(None)).unwrap();
+        encode_metadata(&RawValue::from_string("null".to_owned()).unwrap()).unwrap();
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::wake::Hint;
 pub(crate) const SILENT_AFTER_SECS: f64 = 20.0;
 
 /// Ends an activation, or all that are open, without a switch. Returns the ones that it ended.
+///
+/// One after the other, each in a transaction of its own: whoever held the record of one while it waits for another could wait for a
+/// switch that waits for a mark that waits for the first.
 pub(crate) async fn give_back(
     store: &Store,
     client: &Client,
@@ -23,6 +26,34 @@ pub(crate) async fn give_back(
     reason: &str,
     only_expired: bool,
 ) -> Result<Vec<i64>, StoreError> {
+    let open = match activation {
+        Some(activation) => vec![activation],
+        None => {
+            let open = store.query(client, &store.sql.open_activations, &[]).await?;
+            open.iter().map(|row| row.get("id")).collect()
+        }
+    };
+    let mut ended = Vec::with_capacity(open.len());
+    for activation in open {
+        if give_back_one(store, client, activation, outcome, reason, only_expired).await? {
+            ended.push(activation);
+        }
+    }
+    if !ended.is_empty() {
+        warn!(activations = ?ended, outcome, reason, "activation ended without a switch");
+        store.hint(client, Hint::States).await;
+    }
+    Ok(ended)
+}
+
+async fn give_back_one(
+    store: &Store,
+    client: &Client,
+    activation: i64,
+    outcome: &str,
+    reason: &str,
+    only_expired: bool,
+) -> Result<bool, StoreError> {
     let params: [&(dyn ToSql + Sync); 5] =
         [&activation, &outcome, &reason, &only_expired, &SILENT_AFTER_SECS];
     // Sent together: whatever becomes of us, the server takes them all.
@@ -33,14 +64,10 @@ pub(crate) async fn give_back(
     let set = store.query_one(client, &store.sql.set_generation, &[]);
     let (begin, given, released, commit, set) = join5(begin, given, released, commit, set).await;
     begin?;
-    let ended: Vec<i64> = given?.iter().map(|row| row.get("id")).collect();
+    let ended = !given?.is_empty();
     released?;
     commit?;
     set?;
-    if !ended.is_empty() {
-        warn!(activations = ?ended, outcome, reason, "activation ended without a switch");
-        store.hint(client, Hint::States).await;
-    }
     Ok(ended)
 }
 

@@ -292,3 +292,26 @@ async fn an_append_that_was_given_up_while_it_waited_keeps_no_other_from_the_poo
         2
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_aborts_everything_holds_no_activation_while_waiting_for_another() {
+    let database = Database::fresh().await;
+    let changeover = instance(&database, Configuration::new().fold(InlineOrders1).unwrap()).await;
+    let (observer, mut holder) = (database.client().await, database.client().await);
+    let open = "INSERT INTO changeover.activations (token, requested_by, from_configuration, to_configuration, rollback, keep_following)
+                SELECT gen_random_uuid(), 'somebody', '{}', '{}', false, false FROM generate_series(1, 2) RETURNING id";
+    let ids: Vec<i64> = observer.query(open, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+
+    // A switch of the later one, which is to wait for somebody who waits for the earlier one.
+    let held = holder.transaction().await.unwrap();
+    let lock = "SELECT ended_at IS NOT NULL FROM changeover.activations WHERE id = $1 FOR UPDATE";
+    held.query_one(lock, &[&ids[1]]).await.unwrap();
+    let aborting = tokio::spawn(async move { changeover.abort("somebody else").await });
+    let waiting =
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually(SOON, || async { observer.query(waiting, &[]).await.unwrap().len() == 1 }).await;
+    let earlier = tokio::time::timeout(SOON, held.query_one(lock, &[&ids[0]])).await.unwrap().unwrap();
+    assert!(earlier.get::<_, bool>(0), "it has ended by now");
+    held.commit().await.unwrap();
+    assert_eq!(aborting.await.unwrap().unwrap(), ids);
+}

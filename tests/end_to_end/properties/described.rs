@@ -299,11 +299,14 @@ pub(super) fn difference(expected: &Rows, found: &Rows) -> Option<String> {
         let missing = expected.keys().filter(|key| !found.contains_key(*key)).count();
         let extra = found.keys().filter(|key| !expected.contains_key(*key)).count();
         let mut other = expected.iter().filter(|(key, row)| found.get(*key).is_some_and(|own| own != *row));
-        let first = other.next().map(|(key, row)| format!("{key}: {row:.60} expected, {:.60} found", found[key]));
+        let first =
+            other.next().map(|(key, row)| format!("{key}: {row:.60} expected, {:.60} found", found[key]));
         let other = other.count() + usize::from(first.is_some());
         (missing + extra + other > 0).then(|| {
             let (all, first) = (expected.len(), first.unwrap_or_default());
-            format!("{table}: of {all} rows {missing} are missing, {extra} too many, {other} different; {first}")
+            format!(
+                "{table}: of {all} rows {missing} are missing, {extra} too many, {other} different; {first}"
+            )
         })
     })
 }

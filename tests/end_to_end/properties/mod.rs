@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use changeover::{Changeover, Expected, ProjectorName, ReplayError, ReplayOptions, ReplayProgress};
+use changeover::{Changeover, Expected, ProjectorName, ReplayError, ReplayOptions};
 use changeover_testkit::Database;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use tokio::time::timeout;
@@ -56,7 +56,9 @@ fn rows_are_those_of_the_log_however_they_came_about() {
         });
         match ran {
             Ok(()) => {}
-            Err(TestError::Fail(reason, case)) => panic!("seed {seed}: {reason}; the least that fails is {case:#?}"),
+            Err(TestError::Fail(reason, case)) => {
+                panic!("seed {seed}: {reason}; the least that fails is {case:#?}")
+            }
             Err(aborted) => panic!("seed {seed}: {aborted}"),
         }
     }
@@ -91,13 +93,19 @@ async fn check(case: &Case) {
             replaying.kill_9();
         }
     };
-    tokio::join!(appended, by_legs(&resumed, legs), by_legs(&serial, serial_legs), async {
-        let (before, after) = legs.split_at(legs.len().min(*over_after));
-        by_legs(&over, before).await;
-        let anew = ReplayOptions { restart: true, ..after.first().unwrap_or(&Leg::at_once()).options() };
-        until_through(&over, &anew).await;
-        by_legs(&over, after).await;
-    }, kills);
+    tokio::join!(
+        appended,
+        by_legs(&resumed, legs),
+        by_legs(&serial, serial_legs),
+        async {
+            let (before, after) = legs.split_at(legs.len().min(*over_after));
+            by_legs(&over, before).await;
+            let anew = ReplayOptions { restart: true, ..after.first().unwrap_or(&Leg::at_once()).options() };
+            until_through(&over, &anew).await;
+            by_legs(&over, after).await;
+        },
+        kills
+    );
     published(&live, "described").await;
 
     // And to the end.
@@ -114,14 +122,8 @@ async fn check(case: &Case) {
     running.stop().await;
 
     let expected = expected(&client, *tables).await;
-    let ways = [
-        (1, "published"),
-        (2, "resumed"),
-        (3, "serial"),
-        (4, "started over"),
-        (5, "shared"),
-        (6, "killed"),
-    ];
+    let ways =
+        [(1, "published"), (2, "resumed"), (3, "serial"), (4, "started over"), (5, "shared"), (6, "killed")];
     let wrong: Vec<String> = futures_util::future::join_all(ways.map(async |(major, way)| {
         let difference = difference(&expected, &found(&client, major, *tables).await)?;
         Some(format!("{way}: {difference}"))
@@ -136,9 +138,11 @@ async fn check(case: &Case) {
 /// Replays, and is dropped wherever it then is, leg by leg.
 async fn by_legs(instance: &Changeover, legs: &[Leg]) {
     for leg in legs {
-        let (options, names) = (leg.options(), [name()]);
-        let replaying = instance.replay(&names, &options, &|_: &ReplayProgress| {});
-        if let Some(replayed) = timeout(SOON, polled(leg.polls, replaying)).await.unwrap() {
+        let (instance, options) = (instance.clone(), leg.options());
+        let replaying = async move { instance.replay(&[name()], &options, &|_| {}).await };
+        // In a task of its own, where nobody else wakes it.
+        let dropped = tokio::spawn(polled(leg.polls, replaying));
+        if let Some(replayed) = timeout(SOON, dropped).await.unwrap().unwrap() {
             can_go_on(replayed);
         }
     }
@@ -173,16 +177,12 @@ fn can_go_on(replayed: Result<Vec<changeover::CaughtUp>, ReplayError>) -> bool {
 async fn polled<F: Future>(times: u32, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = times;
-    poll_fn(move |context| {
-        if left == 0 {
-            return Poll::Ready(None);
+    poll_fn(|context| {
+        left = left.saturating_sub(1);
+        match future.as_mut().poll(context) {
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            polled => polled.map(Some),
         }
-        left -= 1;
-        let polled = future.as_mut().poll(context).map(Some);
-        if polled.is_pending() && left == 0 {
-            return Poll::Ready(None);
-        }
-        polled
     })
     .await
 }
@@ -211,7 +211,10 @@ impl Log {
                    SELECT p, s, r, t, d::json FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::text[])
                        AS u (p, s, r, t, d)";
         client.execute(sql, &[&positions, &streams, &revisions, &types, &data]).await.unwrap();
-        client.query_one("SELECT setval('changeover.event_position', $1)", &[&position.max(1)]).await.unwrap();
+        client
+            .query_one("SELECT setval('changeover.event_position', $1)", &[&position.max(1)])
+            .await
+            .unwrap();
     }
 
     /// What happens while everything is replayed, one append after the other.

@@ -124,15 +124,13 @@ fn effect() -> impl Strategy<Value = Effect> {
 
 /// Its first kind of event makes rows, so that there are some.
 fn rule() -> impl Strategy<Value = Rule> {
-    (keys(), [effect(), effect(), effect()], 0_u16..300).prop_map(|(keys, [second, third, fourth], text)| Rule {
-        keys,
-        effects: [Effect::Put, second, third, fourth],
-        text,
+    (keys(), [effect(), effect(), effect()], 0_u16..300).prop_map(|(keys, [second, third, fourth], text)| {
+        Rule { keys, effects: [Effect::Put, second, third, fourth], text }
     })
 }
 
 fn log() -> impl Strategy<Value = Log> {
-    (100_u64..2_500, 0_u64..40, 1_u64..60, 1_u64..600, 1_u64..4).prop_map(
+    (100_u64..4_000, 0_u64..40, 1_u64..60, 1_u64..600, 1_u64..4).prop_map(
         |(history, appends, streams, subjects, gaps)| Log { history, appends, streams, subjects, gaps },
     )
 }
@@ -143,7 +141,8 @@ fn memory_bytes() -> impl Strategy<Value = usize> {
 }
 
 fn leg(parallel: bool) -> impl Strategy<Value = Leg> {
-    (1_u32..250, 1_u16..7, memory_bytes(), 1_usize..9, 0_u64..40).prop_map(
+    // A replay of all there is takes about a hundred.
+    (20_u32..140, 1_u16..7, memory_bytes(), 1_usize..9, 0_u64..40).prop_map(
         move |(polls, shards, memory_bytes, max_connections, checkpoint_every_ms)| Leg {
             polls,
             parallel,
@@ -157,7 +156,8 @@ fn leg(parallel: bool) -> impl Strategy<Value = Leg> {
 
 pub(super) fn cases() -> impl Strategy<Value = Case> {
     use proptest::collection::vec;
-    let legs = (vec(leg(true), 0..6), vec(leg(false), 0..5), 0_usize..4, vec(leg(true), 1..4), vec(leg(true), 0..2));
+    let legs =
+        (vec(leg(true), 0..8), vec(leg(false), 0..5), 0_usize..4, vec(leg(true), 1..4), vec(leg(true), 0..2));
     (1_usize..=TABLES, [rule(), rule(), rule()], log(), legs, any::<u64>()).prop_map(
         |(tables, rules, log, (legs, serial_legs, over_after, shared, killed), seed)| Case {
             tables,

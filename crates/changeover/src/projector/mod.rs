@@ -96,7 +96,10 @@ impl ProjectError {
         match self {
             Self::Store(error) => error.is_outage(),
             Self::Projector(error) => {
-                let causes = std::iter::successors(Some(&**error as &(dyn std::error::Error + 'static)), |e| e.source());
+                let causes =
+                    std::iter::successors(Some(&**error as &(dyn std::error::Error + 'static)), |e| {
+                        e.source()
+                    });
                 causes.filter_map(<dyn std::error::Error>::downcast_ref).any(crate::store::is_outage)
             }
             _ => false,

@@ -124,6 +124,7 @@ statements! {
     give_back(INT8, TEXT, TEXT, BOOL, FLOAT8);
     release();
     open_activation(FLOAT8);
+    open_activations();
     activations(INT8);
     see_instance(UUID, TEXT, TEXT, JSON, TEXT, TEXT);
     forget_instances(UUID, FLOAT8);

@@ -7,7 +7,8 @@ WITH claim AS MATERIALIZED (
     SELECT c.position
     FROM {schema}.checkpoints c
     WHERE c.projector = $1 AND c.major = $2 AND c.shard = $3 AND c.attempt = $4
-    FOR UPDATE OF c SKIP LOCKED
+    -- As every batch does: keeps out whoever writes, and nobody who only wants the row to stay.
+    FOR NO KEY UPDATE OF c SKIP LOCKED
 ), held AS MATERIALIZED (
     SELECT max(claim.position) AS position FROM claim
 )
