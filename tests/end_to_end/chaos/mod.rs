@@ -1,6 +1,6 @@
 //! The real thing against a checker: many processes append and publish while configurations are activated, aborted and taken
 //! back, retired versions are followed and pruned; processes are killed, and frozen for longer than an activation. Afterwards the log, the journals of the writers and
-//! every row must agree.
+//! every row must agree. Each way in which an activation may go well or wrong is tried at least once in each run.
 //!
 //! `CHANGEOVER_CHAOS_SEED` repeats the choices of a run (not the timing, which is the machine's), `CHANGEOVER_CHAOS_SECONDS`
 //! makes it longer.
@@ -10,6 +10,7 @@ mod stage;
 mod story;
 mod verdict;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use changeover_testkit::{Cluster, Database};
@@ -36,13 +37,20 @@ async fn what_many_processes_write_is_there_once_whatever_is_killed_frozen_activ
     let cluster = Cluster::builder().setting("deadlock_timeout", "20ms").start().expect("a server");
     let database = Database::fresh_on(&cluster).await;
     let mut chance = Chance::new(seed);
-    let stage = Stage::set(&database, &mut chance).await;
+    let stage = Stage::set(&database, false, &mut chance).await;
     let until = Instant::now() + Duration::from_secs(seconds);
     let (upgrades, faults) = (Chance::new(chance.next()), Chance::new(chance.next()));
-    tokio::join!(stage.upgrade(until, upgrades), stage.disturb(until, faults), stage.watch(until));
-    stage.complete(3).await;
+    let over = AtomicBool::new(false);
+    let acts = async {
+        stage.act(until, upgrades).await;
+        over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(acts, stage.disturb(&over, faults), stage.watch(&over));
+    stage.complete(3, true).await;
     stage.settle().await;
-    verdict::check(&database, &stage.journals(), seed).await;
+    let done = verdict::check(&database, &stage.journals(), seed).await;
+    let all = [done.back, done.followed, done.aborted, done.expired, done.pruned];
+    assert!(all.iter().all(|times| *times > 0), "something never happened: {done:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,7 +60,7 @@ async fn what_was_acknowledged_survives_a_server_that_is_killed() {
     let cluster = Cluster::builder().durable().setting("deadlock_timeout", "20ms").start().expect("a server");
     let database = Database::fresh_on(&cluster).await;
     let mut chance = Chance::new(seed);
-    let stage = Stage::set(&database, &mut chance).await;
+    let stage = Stage::set(&database, true, &mut chance).await;
     for _ in 0..2 {
         let until = Instant::now() + Duration::from_millis(1_500 + chance.below(1_000));
         let upgrades = Chance::new(chance.next());
@@ -61,9 +69,9 @@ async fn what_was_acknowledged_survives_a_server_that_is_killed() {
             cluster.kill_9().expect("the server is killed");
             cluster.restart().expect("the server comes back");
         };
-        tokio::join!(stage.upgrade(until, upgrades), killed);
+        tokio::join!(stage.act_until(until, upgrades), killed);
     }
-    stage.complete(2).await;
+    stage.complete(2, false).await;
     stage.settle().await;
     verdict::check(&database, &stage.journals(), seed).await;
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,94 @@ struct Actor {
     frozen_until: Option<Instant>,
 }
 
+/// What may become of an activation.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    /// Nothing in its way but the others.
+    Alone,
+    /// Two at once, for the same release or for different ones.
+    TwoAtOnce,
+    /// Aborted in its pause, or around it.
+    Aborted,
+    /// Killed in its pause.
+    Killed,
+    /// Frozen in its pause, for longer than that may last, or for shorter.
+    Frozen,
+    /// Back to what was active before.
+    Back,
+    /// The same, killed in its pause.
+    BackKilled,
+    /// Beside somebody who drops what retired.
+    BesidePruner,
+    /// Beside one who dies in the middle of it.
+    BesideKilledPruner,
+    /// Starved until about the deadline.
+    Starved,
+}
+
+impl Act {
+    const ALL: [Self; 10] = [
+        Self::Alone,
+        Self::TwoAtOnce,
+        Self::Aborted,
+        Self::Killed,
+        Self::Frozen,
+        Self::Back,
+        Self::BackKilled,
+        Self::BesidePruner,
+        Self::BesideKilledPruner,
+        Self::Starved,
+    ];
+
+    fn any(chance: &mut Chance) -> Self {
+        Self::ALL[usize::try_from(chance.below(Self::ALL.len() as u64)).expect("a small number")]
+    }
+
+    /// Each of them once, in any order.
+    fn each(chance: &mut Chance) -> Vec<Self> {
+        let mut acts = Self::ALL.to_vec();
+        for at in (1..acts.len()).rev() {
+            acts.swap(at, usize::try_from(chance.below(at as u64 + 1)).expect("a small number"));
+        }
+        acts
+    }
+}
+
+/// What became of all activations, and what was dropped.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Done {
+    pub(crate) activated: i64,
+    pub(crate) back: i64,
+    pub(crate) followed: i64,
+    /// In their pause.
+    pub(crate) aborted: i64,
+    /// In their pause, past its deadline.
+    pub(crate) expired: i64,
+    pub(crate) pruned: i64,
+    appends: i64,
+}
+
+impl Done {
+    pub(crate) async fn read(client: &Client) -> Self {
+        let sql = "SELECT count(*) FILTER (WHERE a.outcome = 'activated'),
+                          count(*) FILTER (WHERE a.outcome = 'activated' AND a.rollback),
+                          count(*) FILTER (WHERE a.outcome = 'activated' AND a.keep_following AND NOT a.rollback),
+                          count(*) FILTER (WHERE a.outcome = 'aborted' AND a.activating_at IS NOT NULL),
+                          count(*) FILTER (WHERE a.outcome = 'expired' AND a.activating_at IS NOT NULL),
+                          (SELECT count(*) FROM changeover.pruned_versions),
+                          (SELECT count(DISTINCT (metadata ->> 'writer', metadata ->> 'number')) FROM changeover.events)
+                   FROM changeover.activations a";
+        let row = client.query_one(sql, &[]).await.expect("the activations");
+        let [activated, back, followed, aborted, expired, pruned, appends] =
+            std::array::from_fn(|at| row.get(at));
+        Self { activated, back, followed, aborted, expired, pruned, appends }
+    }
+}
+
 pub(crate) struct Stage<'d> {
     database: &'d Database,
+    /// Whether the server is killed, so that processes may end with an error.
+    mortal: bool,
     folder: PathBuf,
     seeds: Mutex<Chance>,
     actors: Mutex<Vec<Actor>>,
@@ -39,12 +125,13 @@ pub(crate) struct Stage<'d> {
 
 impl<'d> Stage<'d> {
     /// An empty database, and instances of the first release that all assume their configuration at once.
-    pub(crate) async fn set(database: &'d Database, chance: &mut Chance) -> Stage<'d> {
+    pub(crate) async fn set(database: &'d Database, mortal: bool, chance: &mut Chance) -> Stage<'d> {
         Changeover::builder(database.config()).migrate().await.expect("the schema");
         let folder = std::env::temp_dir().join(format!("changeover-chaos-{}", Uuid::new_v4().simple()));
         std::fs::create_dir(&folder).expect("a folder for the journals");
         let stage = Self {
             database,
+            mortal,
             folder,
             seeds: Mutex::new(Chance::new(chance.next())),
             actors: Mutex::default(),
@@ -107,46 +194,90 @@ impl<'d> Stage<'d> {
         self.play(release, role)
     }
 
-    /// Upgrades, and sometimes goes back, in all the ways in which it may go well or wrong.
-    pub(crate) async fn upgrade(&self, until: Instant, mut chance: Chance) {
-        while Instant::now() < until {
-            let active = self.active().await;
-            let next = if chance.percent(75) { active % RELEASES + 1 } else { 1 + chance.below(RELEASES) };
-            if next == active {
-                continue;
-            }
-            self.staff(active, next);
-            self.activate(next, &mut chance).await;
-            sleep(Duration::from_millis(chance.below(300))).await;
+    /// Upgrades, and sometimes goes back, in all the ways in which it may go well or wrong: each of them once, and any of them until
+    /// then.
+    pub(crate) async fn act(&self, until: Instant, mut chance: Chance) {
+        let mut to_do = Act::each(&mut chance);
+        while Instant::now() < until || !to_do.is_empty() {
+            let act = to_do.pop().unwrap_or_else(|| Act::any(&mut chance));
+            self.upgrade(act, &mut chance).await;
         }
     }
 
-    /// Upgrades without any disturbance, until so many activations have taken place in all, and enough was written to be
-    /// checked, however slow the machine is.
-    pub(crate) async fn complete(&self, activations: i64) {
+    /// The same, and no longer than until then.
+    pub(crate) async fn act_until(&self, until: Instant, mut chance: Chance) {
+        while Instant::now() < until {
+            let act = Act::any(&mut chance);
+            self.upgrade(act, &mut chance).await;
+        }
+    }
+
+    async fn upgrade(&self, act: Act, chance: &mut Chance) {
+        let active = self.active().await;
+        let next = if chance.percent(75) { active % RELEASES + 1 } else { 1 + chance.below(RELEASES) };
+        let next = if next == active { active % RELEASES + 1 } else { next };
+        self.staff(active, next);
+        self.activate(act, next, chance).await;
+        sleep(Duration::from_millis(chance.below(300))).await;
+    }
+
+    /// Upgrades without any disturbance but the writers', until so many activations have taken place in all, and enough was written
+    /// to be checked, however slow the machine is; and until each way to end one has taken place, if `everything` is to.
+    pub(crate) async fn complete(&self, activations: i64, everything: bool) {
         let until = Instant::now() + 2 * PATIENCE;
+        let client = self.database.client().await;
         loop {
-            let done = "SELECT (SELECT count(*) FROM changeover.activations WHERE outcome = 'activated'),
-                               (SELECT count(DISTINCT (metadata ->> 'writer', metadata ->> 'number')) FROM changeover.events)";
-            let done = self.database.client().await.query_one(done, &[]).await.expect("the activations");
-            if done.get::<_, i64>(0) >= activations && done.get::<_, i64>(1) >= APPENDS {
+            let done = Done::read(&client).await;
+            let enough = done.activated >= activations && done.appends >= APPENDS;
+            let all = [done.back, done.followed, done.aborted, done.expired, done.pruned];
+            if enough && (!everything || all.iter().all(|times| *times > 0)) {
                 return;
             }
-            assert!(Instant::now() < until, "nothing disturbs it, and nothing is activated: {done:?}");
+            assert!(Instant::now() < until, "nothing disturbs it, and it does not happen: {done:?}");
             let active = self.active().await;
             let next = active % RELEASES + 1;
             self.staff(active, next);
-            let name = "undisturbed".to_owned();
-            let role = Role::Operator {
-                name,
-                back: false,
-                keep_following: false,
-                pause_limit_ms: 2_000,
-                linger_paused_ms: 0,
-                linger_drained_ms: 0,
-            };
-            self.see_through(&[self.play(next, role)]).await;
+            if everything && done.aborted == 0 {
+                self.abort_in_its_pause(next).await;
+            } else if everything && done.expired == 0 {
+                let operator = self.undisturbed(next, false, PAUSE_LIMIT_MS, u64::MAX);
+                if self.reaches(&operator, "paused").await {
+                    operator.kill_9().expect("it is killed");
+                }
+            } else {
+                self.see_through(&[self.undisturbed(next, false, 2_000, 0)]).await;
+                if everything && done.back == 0 {
+                    self.see_through(&[self.undisturbed(active, true, 2_000, 0)]).await;
+                }
+                if everything && done.pruned == 0 {
+                    self.see_through(&[self.play(next, Role::Pruner { keep: 0 })]).await;
+                }
+            }
         }
+    }
+
+    /// Somebody aborts it while it certainly is in its pause.
+    async fn abort_in_its_pause(&self, next: u64) {
+        let limit_ms = u64::try_from(PATIENCE.as_millis()).expect("a small number");
+        let operator = self.undisturbed(next, false, limit_ms, u64::MAX);
+        if self.reaches(&operator, "paused").await {
+            let aborter = self.play(next, Role::Aborter { times: 1 });
+            self.see_through(std::slice::from_ref(&aborter)).await;
+            assert!(!aborter.output().contains("aborted []"), "nothing was aborted: {}", aborter.output());
+            operator.kill_9().expect("it is killed");
+        }
+    }
+
+    fn undisturbed(&self, release: u64, back: bool, pause_limit_ms: u64, linger_paused_ms: u64) -> Process {
+        let role = Role::Operator {
+            name: "undisturbed".to_owned(),
+            back,
+            keep_following: !back,
+            pause_limit_ms,
+            linger_paused_ms,
+            linger_drained_ms: 0,
+        };
+        self.play(release, role)
     }
 
     /// Old and new instances side by side; the ones of neither release go.
@@ -168,33 +299,28 @@ impl<'d> Stage<'d> {
         }
     }
 
-    async fn activate(&self, next: u64, chance: &mut Chance) {
+    async fn activate(&self, act: Act, next: u64, chance: &mut Chance) {
         let limit = PAUSE_LIMIT_MS;
-        match chance.below(14) {
-            // Nothing in its way but the others.
-            0..4 => self.see_through(&[self.operator(next, "alone", 0, 0)]).await,
-            // Two at once, for the same release or for different ones.
-            4..6 => {
+        match act {
+            Act::Alone => self.see_through(&[self.operator(next, "alone", 0, 0)]).await,
+            Act::TwoAtOnce => {
                 let other = if chance.percent(50) { next } else { 1 + chance.below(RELEASES) };
                 let lingering = self.operator(next, "first", chance.below(100), chance.below(100));
                 self.see_through(&[lingering, self.operator(other, "second", 0, 0)]).await;
             }
-            // Aborted in its pause, or around it.
-            6 => {
+            Act::Aborted => {
                 let operator = self.operator(next, "aborted", chance.below(200), chance.below(50));
                 let aborter = self.play(next, Role::Aborter { times: 20 });
                 self.see_through(&[operator, aborter]).await;
             }
-            // Killed in its pause.
-            7 => {
+            Act::Killed => {
                 let operator = self.operator(next, "killed", limit, limit);
                 if self.reaches(&operator, if chance.percent(50) { "paused" } else { "drained" }).await {
                     sleep(Duration::from_millis(chance.below(20))).await;
                     operator.kill_9().expect("it is killed");
                 }
             }
-            // Frozen in its pause, for longer than that may last, or for shorter.
-            8 => {
+            Act::Frozen => {
                 let operator = self.operator(next, "frozen", 30, 30);
                 if self.reaches(&operator, if chance.percent(50) { "paused" } else { "drained" }).await {
                     drop(operator.freeze());
@@ -203,27 +329,24 @@ impl<'d> Stage<'d> {
                     self.see_through(&[operator]).await;
                 }
             }
-            // Back to what was active before, seen through or killed in its pause.
-            9..12 => {
-                let before = self.before().await.unwrap_or(next);
-                self.staff(self.active().await, before);
-                if chance.percent(70) {
-                    let lingering = chance.below(50);
-                    self.see_through(&[self.operate(before, "back", true, lingering, lingering)]).await;
-                } else {
-                    let operator = self.operate(before, "back and killed", true, limit, limit);
-                    let point = if chance.percent(50) { "paused" } else { "drained" };
-                    if self.reaches(&operator, point).await {
-                        operator.kill_9().expect("it is killed");
-                    }
+            Act::Back => {
+                let before = self.staff_before(next).await;
+                let lingering = chance.below(50);
+                self.see_through(&[self.operate(before, "back", true, lingering, lingering)]).await;
+            }
+            Act::BackKilled => {
+                let before = self.staff_before(next).await;
+                let operator = self.operate(before, "back and killed", true, limit, limit);
+                let point = if chance.percent(50) { "paused" } else { "drained" };
+                if self.reaches(&operator, point).await {
+                    operator.kill_9().expect("it is killed");
                 }
             }
-            // Beside somebody who drops what retired, and perhaps dies in the middle of it.
-            12 => {
+            Act::BesidePruner | Act::BesideKilledPruner => {
                 let keep = usize::try_from(chance.below(3)).expect("a small number");
                 let pruner = self.play(next, Role::Pruner { keep });
                 let operator = self.operator(next, "beside a pruner", 0, 0);
-                if chance.percent(30) {
+                if let Act::BesideKilledPruner = act {
                     sleep(Duration::from_millis(chance.below(200))).await;
                     pruner.kill_9().expect("it is killed");
                     self.see_through(&[operator]).await;
@@ -231,12 +354,18 @@ impl<'d> Stage<'d> {
                     self.see_through(&[operator, pruner]).await;
                 }
             }
-            // Starved until about the deadline.
-            _ => {
+            Act::Starved => {
                 let (paused, drained) = (chance.below(limit), chance.below(limit));
                 self.see_through(&[self.operator(next, "starved", paused, drained)]).await;
             }
         }
+    }
+
+    /// The release that was active before, with instances.
+    async fn staff_before(&self, otherwise: u64) -> u64 {
+        let before = self.before().await.unwrap_or(otherwise);
+        self.staff(self.active().await, before);
+        before
     }
 
     /// The release that was active before the one that is, if the newest activation tells.
@@ -250,10 +379,10 @@ impl<'d> Stage<'d> {
 
     async fn see_through(&self, operators: &[Process]) {
         for operator in operators {
-            if let Err(error) = operator.wait(PATIENCE).await {
-                panic!("an operator hangs: {error:#}");
-            }
+            let status = operator.wait(PATIENCE).await;
+            let status = status.unwrap_or_else(|error| panic!("an operator hangs: {error:#}"));
             let said = operator.output();
+            assert!(status.success() || self.mortal, "an operator ended with an error, {status}: {said}");
             assert!(!said.contains("panicked") && !said.contains("BUG"), "an operator panicked: {said}");
         }
     }
@@ -264,8 +393,8 @@ impl<'d> Stage<'d> {
     }
 
     /// Kills instances and freezes them, for shorter and for longer than a pause, and starts others.
-    pub(crate) async fn disturb(&self, until: Instant, mut chance: Chance) {
-        while Instant::now() < until {
+    pub(crate) async fn disturb(&self, over: &AtomicBool, mut chance: Chance) {
+        while !over.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(50 + chance.below(250))).await;
             self.thaw(Instant::now());
             let mut actors = self.actors();
@@ -308,10 +437,10 @@ impl<'d> Stage<'d> {
     }
 
     /// Looks, over and over, whether the active versions are those of one release, whole.
-    pub(crate) async fn watch(&self, until: Instant) {
+    pub(crate) async fn watch(&self, over: &AtomicBool) {
         let client = self.database.client().await;
         let mut looks = 0;
-        while Instant::now() < until {
+        while !over.load(Ordering::Relaxed) {
             looks += usize::from(active_release(&client).await.expect("the states").is_some());
             sleep(Duration::from_millis(5)).await;
         }

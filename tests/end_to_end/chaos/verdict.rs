@@ -7,6 +7,7 @@ use changeover_testkit::Database;
 use changeover_testkit::history::{AppendId, Fate, History, LoggedEvent, Takeover, Write, Wrong, rows_wrong};
 use tokio_postgres::Client;
 
+use super::stage::Done;
 use super::story::{Line, Mark, ShopEvent};
 
 /// An event as the log holds it.
@@ -17,7 +18,7 @@ struct Event {
 }
 
 /// Checks everything, prints what there was, and panics with all that is wrong.
-pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) {
+pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) -> Done {
     let client = database.client().await;
     let (history, events) = history(&client, journals).await;
     let mut wrongs = history.wrongs();
@@ -36,17 +37,18 @@ pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) {
         .expect("the activations");
     let outcomes: Vec<String> =
         outcomes.iter().map(|row| format!("{} {}", row.get::<_, i64>(1), row.get::<_, &str>(0))).collect();
-    let back = "SELECT (SELECT count(*) FROM changeover.activations WHERE rollback AND outcome = 'activated'),
-                       (SELECT count(*) FROM changeover.activations WHERE keep_following AND outcome = 'activated'),
-                       (SELECT count(*) FROM changeover.pruned_versions)";
-    let back = client.query_one(back, &[]).await.expect("the history");
-    let (back, followed, pruned): (i64, i64, i64) = (back.get(0), back.get(1), back.get(2));
+    let done = Done::read(&client).await;
     println!(
         "seed {seed}: {} events, {} appends of which {acknowledged} acknowledged and {unknown} unknown; activations: {}, \
-         of which {back} back and {followed} followed; {pruned} versions pruned; {tables} tables; {} wrong",
+         of which {} back and {} followed, {} aborted and {} expired in their pause; {} versions pruned; {tables} tables; {} wrong",
         events.len(),
         history.writes.len(),
         outcomes.join(", "),
+        done.back,
+        done.followed,
+        done.aborted,
+        done.expired,
+        done.pruned,
         wrongs.len() + checkpoints.len(),
     );
     let failures = client
@@ -66,6 +68,7 @@ pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) {
     }
     assert!(acknowledged > 50 && history.takeovers.len() > 2, "too little happened to prove anything");
     std::fs::remove_dir_all(journals).expect("the journals are removed");
+    done
 }
 
 async fn history(client: &Client, journals: &Path) -> (History, Vec<Event>) {
