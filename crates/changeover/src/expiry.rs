@@ -26,12 +26,11 @@ pub(crate) async fn give_back(
     reason: &str,
     only_expired: bool,
 ) -> Result<Vec<i64>, StoreError> {
-    let open = match activation {
-        Some(activation) => vec![activation],
-        None => {
-            let open = store.query(client, &store.sql.open_activations, &[]).await?;
-            open.iter().map(|row| row.get("id")).collect()
-        }
+    let open = if let Some(activation) = activation {
+        vec![activation]
+    } else {
+        let open = store.query(client, &store.sql.open_activations, &[]).await?;
+        open.iter().map(|row| row.get("id")).collect()
     };
     let mut ended = Vec::with_capacity(open.len());
     for activation in open {

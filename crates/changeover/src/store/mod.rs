@@ -107,16 +107,11 @@ pub(crate) fn is_outage(error: &tokio_postgres::Error) -> bool {
     use tokio_postgres::error::SqlState;
     // No connection, no room, shutting down, broken hardware; after a failover, a standby.
     const CLASSES: [&str; 4] = ["08", "53", "57P", "58"];
-    match error.code() {
-        Some(code) => {
-            *code == SqlState::READ_ONLY_SQL_TRANSACTION
-                || CLASSES.iter().any(|class| code.code().starts_with(class))
-        }
-        None => {
-            let source = std::error::Error::source(error);
-            error.is_closed() || source.is_some_and(|source| source.is::<std::io::Error>())
-        }
-    }
+    let Some(code) = error.code() else {
+        let source = std::error::Error::source(error);
+        return error.is_closed() || source.is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
+    };
+    *code == SqlState::READ_ONLY_SQL_TRANSACTION || CLASSES.iter().any(|class| code.code().starts_with(class))
 }
 
 /// A database error in words that hold none of the data: what the server says of values stays out.
