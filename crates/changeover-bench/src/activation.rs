@@ -4,7 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use changeover::{ActivateOptions, ActivationProgress, AppendError, Changeover, Expected, Refused, Running};
+use changeover::{
+    ActivateOptions, Activated, ActivationProgress, AppendError, Changeover, Expected, Refused, Running,
+};
+use changeover_testkit::Database;
 use serde_json::json;
 
 use crate::domain::{RELEASES, new_stream, order, release};
@@ -23,9 +26,9 @@ const AFTER: Duration = Duration::from_millis(300);
 /// The group `activation`.
 pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) -> Result<()> {
     let small = upgrades(server, effort, SMALL_LOG).await?;
-    figures(report, SMALL_LOG, &small)?;
+    figures(report, "activation", SMALL_LOG, &small)?;
     let large = upgrades(server, effort, effort.large_log).await?;
-    figures(report, effort.large_log, &large)?;
+    figures(report, "activation", effort.large_log, &large)?;
     // The same for both: held against each other, by the median, which a dozen of repetitions give best.
     report.add(Figure::new(
         "activation_size",
@@ -39,6 +42,7 @@ pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) ->
 }
 
 /// What came out of several upgrades, in milliseconds.
+#[derive(Default)]
 struct Upgrades {
     /// The longest time between two acknowledged writes around each switch.
     gaps: Vec<f64>,
@@ -48,7 +52,7 @@ struct Upgrades {
     pauses: Vec<f64>,
 }
 
-fn figures(report: &mut Report, events: i64, upgrades: &Upgrades) -> Result<()> {
+fn figures(report: &mut Report, name: &'static str, events: i64, upgrades: &Upgrades) -> Result<()> {
     let quiet = Samples::new(upgrades.quiet.clone()).percentile(0.99);
     let measures = [
         ("longest gap between acknowledged writes", &upgrades.gaps, Some(quiet)),
@@ -57,9 +61,9 @@ fn figures(report: &mut Report, events: i64, upgrades: &Upgrades) -> Result<()> 
     for (measure, values, baseline) in measures {
         let values = Samples::new(values.clone());
         let params = json!({"measure": measure, "percentile": "p99", "events_in_the_log": events,
-                            "appends_per_second": PER_SECOND, "upgrades": upgrades.gaps.len()});
+                            "appends_per_second": PER_SECOND, "switches": upgrades.gaps.len()});
         report.add(Figure::new(
-            "activation",
+            name,
             params,
             (values.percentile(0.99), "ms"),
             baseline,
@@ -82,42 +86,19 @@ const FILL: &str = "
     FROM generate_series(1, $1::bigint) AS n";
 
 async fn upgrades(server: &Server, effort: Effort, events: i64) -> Result<Upgrades> {
-    let database = server.database().await;
-    let first = instance(database.config(), release(1)).await?;
-    let admin = client(&database.config()).await?;
-    admin.execute(FILL, &[&events]).await?;
-    admin.query_one("SELECT setval('changeover.event_position', $1)", &[&events]).await?;
-    admin.batch_execute("VACUUM ANALYZE changeover.events").await?;
-    first.activate(&ActivateOptions::default(), &|_| {}).await.map(drop)?;
-
+    let (database, first) = filled(server, events).await?;
     let deployment = Deployment::of(first);
     let writers = {
         let deployment = deployment.clone();
         Load::start(PER_SECOND, move || deployment.clone().write())
     };
-    let mut upgrades = Upgrades { gaps: Vec::new(), quiet: Vec::new(), pauses: Vec::new() };
+    let mut upgrades = Upgrades::default();
     for number in 2..=(effort.upgrades + 1).min(RELEASES) {
         let next = instance(database.config(), release(number)).await?;
         deployment.comes_up(&next);
-        let switch = Mutex::new(Vec::new());
-        let note = |progress| {
-            if let ActivationProgress::Paused | ActivationProgress::Switched = progress {
-                switch.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
-            }
-        };
-        let activated = next.activate(&ActivateOptions::default(), &note).await?;
-        let switch = switch.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let [paused, switched] = switch[..] else {
-            anyhow::bail!("an upgrade without a pause: {activated:?}")
-        };
-
-        let began = paused.checked_sub(BEFORE).context("BUG: the clock began with the pause")?;
-        let window = switched + AFTER - began;
-        let quiet = switched + 2 * AFTER;
-        tokio::time::sleep_until((quiet + window + AFTER).into()).await;
-        upgrades.gaps.push(deployment.longest_gap(began, switched + AFTER)?);
-        upgrades.quiet.push(deployment.longest_gap(quiet, quiet + window)?);
-        upgrades.pauses.push(activated.pause_ms);
+        upgrades
+            .watch(&deployment, async |note| Ok(next.activate(&ActivateOptions::default(), note).await?))
+            .await?;
         deployment.retire().await;
     }
     writers.stop().await?;
@@ -125,12 +106,78 @@ async fn upgrades(server: &Server, effort: Effort, events: i64) -> Result<Upgrad
     Ok(upgrades)
 }
 
+/// The group `rollback`: back to the release before, and forward again, while both releases run.
+pub(crate) async fn go_back(server: &Server, effort: Effort, report: &mut Report) -> Result<()> {
+    let events = effort.large_log;
+    let (database, first) = filled(server, events).await?;
+    let next = instance(database.config(), release(2)).await?;
+    let deployment = Deployment::of(first.clone());
+    deployment.comes_up(&next);
+    let writers = {
+        let deployment = deployment.clone();
+        Load::start(PER_SECOND, move || deployment.clone().write())
+    };
+    next.activate(&ActivateOptions::default(), &|_| {}).await.map(drop)?;
+    let (mut back, mut forward) = (Upgrades::default(), Upgrades::default());
+    for _ in 0..effort.upgrades.div_ceil(2) {
+        back.watch(&deployment, async |note| Ok(first.rollback(&ActivateOptions::default(), note).await?))
+            .await?;
+        forward
+            .watch(&deployment, async |note| Ok(next.activate(&ActivateOptions::default(), note).await?))
+            .await?;
+    }
+    writers.stop().await?;
+    deployment.retire_all().await;
+    figures(report, "rollback", events, &back)?;
+    figures(report, "rollback_and_forward_again", events, &forward)
+}
+
+/// An instance of the first release, active on a log of so many events.
+async fn filled(server: &Server, events: i64) -> Result<(Database, Changeover)> {
+    let database = server.database().await;
+    let first = instance(database.config(), release(1)).await?;
+    let admin = client(&database.config()).await?;
+    admin.execute(FILL, &[&events]).await?;
+    admin.query_one("SELECT setval('changeover.event_position', $1)", &[&events]).await?;
+    admin.batch_execute("VACUUM ANALYZE changeover.events").await?;
+    first.activate(&ActivateOptions::default(), &|_| {}).await.map(drop)?;
+    Ok((database, first))
+}
+
+impl Upgrades {
+    /// Watches one switch, and a stretch as long without one.
+    async fn watch(
+        &mut self,
+        deployment: &Deployment,
+        switch: impl AsyncFnOnce(&(dyn Fn(ActivationProgress) + Send + Sync)) -> Result<Activated>,
+    ) -> Result<()> {
+        let seen = Mutex::new(Vec::new());
+        let note = |progress| {
+            if let ActivationProgress::Paused | ActivationProgress::Switched = progress {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+            }
+        };
+        let activated = switch(&note).await?;
+        let seen = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let [paused, switched] = seen[..] else { anyhow::bail!("a switch without a pause: {activated:?}") };
+
+        let began = paused.checked_sub(BEFORE).context("BUG: the clock began with the pause")?;
+        let window = switched + AFTER - began;
+        let quiet = switched + 2 * AFTER;
+        tokio::time::sleep_until((quiet + window + AFTER).into()).await;
+        self.gaps.push(deployment.longest_gap(began, switched + AFTER)?);
+        self.quiet.push(deployment.longest_gap(quiet, quiet + window)?);
+        self.pauses.push(activated.pause_ms);
+        Ok(())
+    }
+}
+
 /// The releases that run, and the requests that come in: to the release that serves, until it refuses as retired.
 #[derive(Clone)]
 struct Deployment(Arc<Mutex<Inner>>);
 
 struct Inner {
-    /// The release that requests go to; those after it in line have come up and wait.
+    /// The release that requests go to.
     serving: usize,
     releases: Vec<(Changeover, Option<Running>)>,
     acknowledged: Vec<Instant>,
@@ -173,6 +220,11 @@ impl Deployment {
                         "retired, and there is no newer release"
                     );
                     inner.serving = inner.serving.max(number + 1);
+                }
+                Err(AppendError::Refused(Refused::OlderProjectorIsActive { .. })) => {
+                    let before = number.checked_sub(1).context("there is no older release")?;
+                    let mut inner = self.inner();
+                    inner.serving = inner.serving.min(before);
                 }
                 Err(error) => return Err(error).context("a write failed around an activation"),
             }

@@ -16,6 +16,7 @@ mod replay;
 mod report;
 mod server;
 mod subjects;
+mod verify;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -53,8 +54,12 @@ enum Group {
     Activation,
     /// Many projectors, many versions.
     Registry,
+    /// Back to the release before.
+    Rollback,
     /// History into new tables.
     Replay,
+    /// The proof of what was replayed, and what a throttled replay costs those who write.
+    Verify,
 }
 
 #[tokio::main]
@@ -78,6 +83,8 @@ async fn main() -> Result<()> {
             Group::Latency => latency::run(&server, effort, &mut report).await?,
             Group::Activation => activation::run(&server, effort, &mut report).await?,
             Group::Registry => registry::run(&server, effort, &mut report).await?,
+            Group::Rollback => activation::go_back(&server, effort, &mut report).await?,
+            Group::Verify => verify::run(&server, effort, &mut report).await?,
             Group::Replay => replay::run(&server, effort, &mut report).await?,
         }
     }

@@ -60,11 +60,11 @@ pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) ->
 /// A log, and whoever may do anything to it.
 pub(crate) struct Log {
     pub(crate) admin: Client,
-    config: Config,
+    pub(crate) config: Config,
     pub(crate) events: i64,
 }
 
-fn options() -> ReplayOptions {
+pub(crate) fn options() -> ReplayOptions {
     ReplayOptions { requested_by: "bench".to_owned(), ..ReplayOptions::default() }
 }
 
@@ -121,7 +121,7 @@ impl Log {
     }
 
     /// Replays projectors and says how many seconds that took.
-    async fn replay(&self, configuration: &Configuration, options: &ReplayOptions) -> Result<f64> {
+    pub(crate) async fn replay(&self, configuration: &Configuration, options: &ReplayOptions) -> Result<f64> {
         self.forget().await?;
         let changeover = migrated(self.config.clone(), configuration.clone()).await?;
         let names: Vec<ProjectorName> = configuration.versions().into_keys().collect();
