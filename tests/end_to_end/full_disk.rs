@@ -135,6 +135,32 @@ impl SqlProjector for Written {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_projector_with_sql_of_its_own_is_not_blamed_for_a_replay_that_finds_no_room() {
+    let cluster = cluster();
+    for options in [with(cramped(2)), serially()] {
+        let database = Database::fresh_on(&cluster).await;
+        let client = database.client().await;
+        let written = instance(&database, Configuration::new().sql(Written).unwrap()).await;
+        let sql = "INSERT INTO changeover.events (position, stream, revision, type, data)
+                   SELECT n, 'closings', n, 'Closed', json_build_object('account', n) FROM generate_series(1, 5000) AS n;
+                   SELECT setval('changeover.event_position', 5000)";
+        client.batch_execute(sql).await.unwrap();
+        cluster.limit_files(Some(ROOM)).unwrap();
+        let names = ["written".parse().unwrap()];
+        let error = written.replay(&names, &options, &|_| {}).await.unwrap_err();
+        assert!(matches!(error, ReplayError::Rows { .. }), "{error:?}");
+        let said = in_full(error);
+        assert!(said.contains("could not extend file"), "{said}");
+        cluster.limit_files(None).unwrap();
+        let done = written.replay(&names, &options, &|_| {}).await.unwrap();
+        assert!(done[0].progress.events < 5_000, "what was written before is kept");
+        let sql = "SELECT count(*), count(DISTINCT id) FROM written_v1.rows";
+        let row = client.query_one(sql, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (5_000, 5_000));
+    }
+}
+
 /// Appends a thousand closings at a time.
 async fn close(instance: &Changeover, thousand: i64) {
     let events: Vec<_> = (0..1_000).map(|n| AccountEvent::Closed { account: thousand * 1_000 + n }).collect();

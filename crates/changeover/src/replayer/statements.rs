@@ -104,6 +104,10 @@ impl Running {
                 }
                 Err(Failed::Stopped(stopped)) => return Err(stopped),
                 Err(Failed::Project(source)) if source.is_retryable() => {}
+                // Neither the projector nor an event is to be mended.
+                Err(Failed::Project(source)) if source.is_outage() && !is_lost(&client, &source) => {
+                    return Err(self.at.rows_error(source));
+                }
                 Err(Failed::Project(_)) if end - next > 1 => {
                     one_by_one = end - next;
                     // Perhaps it was the connection.
