@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
-use crate::accounts::{AccountEvent, at_once, cramped, fill, serially, slowly, with};
+use crate::accounts::{AccountEvent, Accounts, accounts, at_once, cramped, fill, serially, slowly, with};
 use crate::chaos::{Chance, seed};
 use crate::operator::Operator;
 use crate::orders::instance;
@@ -194,6 +194,23 @@ async fn live_serial_pipelined_and_split_rows_are_the_same_row_for_row() {
         let verified = verify(&narrow, "streams", &VerifyOptions { pace, ..VerifyOptions::default() }).await;
         assert!(verified.is_equal(), "{verified:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn projectors_of_both_kinds_are_replayed_together() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let serial = Configuration::new().fold(Accounts::<1>).and_then(|c| c.sql(Streams::<1, WHOLE>)).unwrap();
+    let serial = instance(&database, serial).await;
+    fill(&client, 0.28, 12_000).await;
+    let both = Configuration::new().fold(Accounts::<2>).and_then(|c| c.sql(Streams::<2, BY_STREAM>)).unwrap();
+    let names = [accounts(), streams()];
+    serial.replay(&names, &serially(), &|_| {}).await.unwrap();
+    let done = instance(&database, both).await.replay(&names, &with(cramped(3)), &|_| {}).await.unwrap();
+    assert_eq!(done.len(), 2);
+    assert_eq!(differences(&client, 1, 2).await, 0);
+    assert_eq!(crate::accounts::differences(&client, 1, 2).await, 0);
+    is_whole(&client, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
