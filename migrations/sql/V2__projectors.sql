@@ -96,11 +96,16 @@ CREATE TABLE {schema}.skipped_events (
     CONSTRAINT skipped_events_pkey PRIMARY KEY (projector, major, position)
 );
 
--- Versions that had retired, and whose tables somebody dropped. Registered again, they are replayed from the beginning.
+-- Versions whose tables somebody dropped: that had retired, or that were never activated. Registered again, they are replayed from
+-- the beginning.
 CREATE TABLE {schema}.pruned_versions (
     projector text        NOT NULL,
     version   text        NOT NULL,
     pruned_by text        NOT NULL,
+    -- Whether it was ever active.
+    activated boolean     NOT NULL DEFAULT true,
+    -- The last attempt at replaying the tables: whoever is still at it is refused by tables that were made since.
+    attempt   integer     NOT NULL DEFAULT 1,
     pruned_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT pruned_versions_pkey PRIMARY KEY (projector, version)
 );
@@ -125,3 +130,31 @@ CREATE TABLE {schema}.instances (
     last_seen           timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT instances_pkey PRIMARY KEY (id)
 );
+
+-- Who replays, verifies or optimizes which version right now, and how far that is: for whoever watches from outside. Nothing is
+-- decided by it but that the work is to end. Whoever is killed leaves its rows behind, and is known to be gone by its silence.
+CREATE TABLE {schema}.replays (
+    id                  uuid             NOT NULL,
+    projector           text             NOT NULL,
+    version             text             NOT NULL,
+    purpose             text             NOT NULL,
+    phase               text             NOT NULL,
+    position            bigint           NOT NULL DEFAULT 0,
+    horizon             bigint           NOT NULL DEFAULT 0,
+    events              bigint           NOT NULL DEFAULT 0,
+    events_per_sec      double precision,
+    left_secs           double precision,
+    indexes_built       integer,
+    indexes             integer,
+    requested_by        text,
+    instance            uuid             NOT NULL,
+    application         text             NOT NULL,
+    application_version text             NOT NULL,
+    host                text,
+    pid                 bigint           NOT NULL,
+    started_at          timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    last_seen           timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    -- Who wants it to end.
+    aborted_by          text,
+    CONSTRAINT replays_pkey PRIMARY KEY (id, projector)
+) WITH (fillfactor = 50);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use changeover::{
     ActivateOptions, ActivationProgress, AdoptOptions, Changeover, Pace, Position, ReplayProgress,
+    UpgradeProgress,
 };
 use changeover_testkit::{Database, Process};
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ enum Task {
     Activate { stop_at: String, pause_limit: Duration },
     /// Adopts the tables of a projector in `public`, and stops itself once at a phase.
     Adopt { projector: String, position: i64, stop_at: String },
+    /// Upgrades, and stands still where a step begins.
+    Upgrade { stop_at: String },
     /// Replays a projector, and stands still once after so many events.
     Replay { projector: String, stop_after: u64 },
     /// Replays accounts in parallel with so much memory, and tells how much its process took up.
@@ -76,6 +79,13 @@ impl Operator {
         pause_limit: Duration,
     ) -> Self {
         Self::start(database, release, Task::Activate { stop_at: stop_at.to_owned(), pause_limit })
+    }
+
+    /// An operator who upgrades, and stands still where a step begins.
+    pub(crate) async fn upgrade(database: &Database, release: &str, stop_at: &str) -> Self {
+        let upgrading = Self::start(database, release, Task::Upgrade { stop_at: stop_at.to_owned() });
+        upgrading.stopped().await;
+        upgrading
     }
 
     /// An operator who adopts tables in `public`, and stands still at a phase of the activation that follows.
@@ -152,6 +162,10 @@ impl Operator {
         self.end().await
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+
     pub(crate) fn freeze(&self) {
         self.0.freeze().unwrap();
     }
@@ -213,6 +227,13 @@ async fn child() {
             let (stop, projector) = (Once::new(), projector.parse().unwrap());
             let on_progress = |progress: ActivationProgress| stop.here(phase(&progress) == stop_at);
             end(changeover.adopt(&projector, &options, &on_progress).await);
+        }
+        Task::Upgrade { stop_at } => {
+            let stop = Once::new();
+            let on_progress = |progress: UpgradeProgress| {
+                stop.here(matches!(progress, UpgradeProgress::Step(step) if step.as_str() == stop_at));
+            };
+            end(changeover.upgrade(&crate::whole_upgrade::options(), &on_progress).await);
         }
         Task::Replay { projector, stop_after } => {
             let (stop, projector) = (Once::new(), projector.parse().unwrap());

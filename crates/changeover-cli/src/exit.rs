@@ -4,9 +4,9 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use changeover::{
-    ActivateError, AdoptError, Blocker, ConnectError, MigrateError, NoWayBack, NotPruned, Obstacle,
-    PruneError, Pruned, RegisterError, ReplayError, RollbackError, SkipError, StoreError, TableDifference,
-    Verified, VerifyError,
+    ActivateError, AdoptError, Blocker, ConnectError, DiscardError, MigrateError, NoWayBack, NotPruned,
+    Obstacle, OptimizeError, PruneError, Pruned, RegisterError, ReplayError, RollbackError, SkipError,
+    StoreError, TableDifference, UpgradeError, Verified, VerifyError,
 };
 use serde::Serialize;
 
@@ -224,6 +224,8 @@ fn of_replay(error: &ReplayError) -> (Exit, &'static str) {
         ReplayError::NeedsDirectConnection { .. } => (Exit::Refused, "needs_direct_connection"),
         ReplayError::NotEmpty { .. } => (Exit::Refused, "not_empty"),
         ReplayError::Altered { .. } => (Exit::Refused, "altered"),
+        ReplayError::OtherSplit { .. } => (Exit::Refused, "other_split"),
+        ReplayError::Aborted { .. } => (Exit::Refused, "aborted"),
         _ => DATABASE,
     }
 }
@@ -240,7 +242,23 @@ fn of_verify(error: &VerifyError) -> (Exit, &'static str) {
         VerifyError::WentBack { .. } => (Exit::Refused, "went_back"),
         VerifyError::Apart { .. } => (Exit::Refused, "apart"),
         VerifyError::NotComparable { .. } => (Exit::Refused, "not_comparable"),
+        VerifyError::Aborted { .. } => (Exit::Refused, "aborted"),
         VerifyError::Expression { .. } => (Exit::Refused, "expression"),
+        _ => DATABASE,
+    }
+}
+
+fn of_optimize(error: &OptimizeError) -> (Exit, &'static str) {
+    match error {
+        OptimizeError::NotOurs(_) => (Exit::Refused, "unknown_projector"),
+        OptimizeError::NotThere { .. } => (Exit::Refused, "no_tables"),
+        OptimizeError::InBulk { .. } => (Exit::Refused, "in_shards"),
+        OptimizeError::OtherIndex { .. } => (Exit::Refused, "other_index"),
+        OptimizeError::Unique { .. } => (Exit::Refused, "unique_index"),
+        OptimizeError::NeedsDirectConnection { .. } => (Exit::Refused, "needs_direct_connection"),
+        OptimizeError::Ddl { .. } => (Exit::Failed, "ddl"),
+        OptimizeError::Replay(error) => of_replay(error),
+        OptimizeError::Aborted { .. } => (Exit::Refused, "aborted"),
         _ => DATABASE,
     }
 }
@@ -319,6 +337,46 @@ impl From<ActivateError> for Failure {
             _ => {}
         }
         failure
+    }
+}
+
+impl From<OptimizeError> for Failure {
+    fn from(error: OptimizeError) -> Self {
+        Self::of(of_optimize(&error), &error)
+    }
+}
+
+impl From<UpgradeError> for Failure {
+    fn from(error: UpgradeError) -> Self {
+        let kind = match &error {
+            UpgradeError::Replay(error) => of_replay(error),
+            UpgradeError::Optimize(error) => of_optimize(error),
+            UpgradeError::Verify(error) => of_verify(error),
+            UpgradeError::Differs(_) => (Exit::Refused, "differs"),
+            _ => DATABASE,
+        };
+        let mut failure = match error {
+            UpgradeError::Activate(error) => return error.into(),
+            ref error => Self::of(kind, error),
+        };
+        if let UpgradeError::Differs(verified) = error {
+            "not upgraded: rows are not what the log makes of them".clone_into(&mut failure.message);
+            failure.next = rows_to_see(&verified);
+            failure.in_the_way = Some(InTheWay::Verified(verified));
+        }
+        failure
+    }
+}
+
+impl From<DiscardError> for Failure {
+    fn from(error: DiscardError) -> Self {
+        let kind = match &error {
+            DiscardError::NotThere { .. } => (Exit::Refused, "never_replayed"),
+            DiscardError::NotAbandoned { .. } => (Exit::Refused, "not_abandoned"),
+            DiscardError::Left(_) => (Exit::Refused, "not_discarded"),
+            _ => DATABASE,
+        };
+        Self::of(kind, &error)
     }
 }
 

@@ -67,9 +67,9 @@
 //!
 //! # Signals
 //!
-//! Told to stop by Ctrl-C or SIGTERM, `activate-configuration` and `rollback` abort their activation at once, so that nobody is paused until the
+//! Told to stop by Ctrl-C or SIGTERM, `activate-configuration`, `upgrade` and `rollback` abort their activation at once, so that nobody is paused until the
 //! deadline; `adopt` does the same, and keeps what it took over. If the switch took place already, each says so and ends with 0, also where
-//! stable views are still to be moved. `replay` stops, and goes on from there the next time. `verify` stops, and the next one drops the tables that it made.
+//! stable views are still to be moved. `replay` and `optimize` stop, and go on from there the next time. `verify` stops, and the next one drops the tables that it made.
 //! `deactivate` is over within its drain timeout and its pause limit and is waited for. A second signal ends each of them where
 //! it stands.
 
@@ -84,8 +84,9 @@ mod run;
 pub use clap;
 
 pub use crate::command::{
-    AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, Options, PaceArgs, PauseArgs, PruneArgs,
-    ReplayArgs, RepointArgs, RetryArgs, SkipArgs, VerifyArgs, ViewArgs, Who,
+    AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, DiscardArgs, OptimizeArgs, Options,
+    PaceArgs, PauseArgs, ProgressStyle, PruneArgs, ReplayArgs, RepointArgs, RetryArgs, SkipArgs, SwitchArgs,
+    UpgradeArgs, VerifyArgs, ViewArgs, Who,
 };
 pub use crate::exit::{EXIT_CODES, Exit};
 pub use crate::program::{main_with, main_without_projectors};

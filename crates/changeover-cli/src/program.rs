@@ -44,7 +44,7 @@ pub fn main_without_projectors(name: &'static str, version: &'static str) -> Exi
 }
 
 fn without_projectors(name: &'static str, version: &'static str) -> clap::Command {
-    let hidden = ["plan", "replay", "activate-configuration", "rollback", "adopt"];
+    let hidden = ["plan", "replay", "activate-configuration", "upgrade", "rollback", "optimize", "adopt"];
     hidden.into_iter().fold(Program::command().name(name).version(version), |parser, name| {
         parser.mut_subcommand(name, |command| {
             let elsewhere =
@@ -126,6 +126,7 @@ mod tests {
                 "retry" | "deactivate" => vec!["orders"],
                 "prune" => vec!["--keep", "1"],
                 "skip" | "adopt" => vec!["orders", "--position", "1"],
+                "discard" => vec!["orders", "2.0.0"],
                 "verify" => vec!["orders", "--between", "1.0.0", "2.0.0"],
                 _ => vec![],
             };

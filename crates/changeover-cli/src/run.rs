@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use changeover::{
     ActivateOptions, Activated, ActivationProgress, Builder, CaughtUp, Changeover, Position, ProjectorName,
-    ReplayPhase, ReplayProgress, Status, Step,
+    ReplayPhase, ReplayProgress, Status, Step, UpgradeProgress,
 };
 use serde_json::json;
 use tokio::time::timeout;
 
 use crate::command::{
-    AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, Options, PruneArgs, ReplayArgs, RepointArgs,
-    RetryArgs, SkipArgs, VerifyArgs,
+    AbortArgs, ActivateArgs, AdoptArgs, Command, DeactivateArgs, DiscardArgs, OptimizeArgs, Options,
+    PruneArgs, ReplayArgs, RepointArgs, RetryArgs, SkipArgs, UpgradeArgs, VerifyArgs,
 };
 use crate::exit::{Exit, Failure};
 use crate::interrupt::Interrupts;
 use crate::output::progress::Progress;
-use crate::output::{self, Report, json as documents, tables, verified};
+use crate::output::{self, Report, json as documents, tables, upgrades, verified};
 
 /// Runs one of Changeover's commands for the instance that `builder` sets up: its database, its configuration, its name.
 ///
@@ -35,7 +35,7 @@ use crate::output::{self, Report, json as documents, tables, verified};
 /// # Ok(()) }
 /// ```
 pub async fn run(command: Command, options: &Options, builder: Builder) -> ExitCode {
-    let progress = Progress::new(options.quiet);
+    let progress = Progress::new(options.progress, options.quiet);
     // What all commands need together is too much for the stack of a caller.
     let done = Box::pin(perform(command, builder, &progress)).await;
     // What is left of it must not stand below the result.
@@ -57,14 +57,18 @@ async fn perform(command: Command, builder: Builder, progress: &Progress) -> Res
         Command::Status => status(changeover).await,
         Command::Plan => plan(changeover, Exit::Done).await,
         Command::Replay(args) => replay(changeover, &args, progress).await,
-        Command::ActivateConfiguration(args) if args.dry_run => plan(changeover, Exit::Refused).await,
+        Command::ActivateConfiguration(args) if args.switch.dry_run => plan(changeover, Exit::Refused).await,
         Command::ActivateConfiguration(args) => activate(changeover, &args, Way::Forward, progress).await,
-        Command::Rollback(args) if args.dry_run => plan_rollback(changeover).await,
+        Command::Upgrade(args) if args.switch.dry_run => plan(changeover, Exit::Refused).await,
+        Command::Upgrade(args) => upgrade(changeover, &args, progress).await,
+        Command::Optimize(args) => optimize(changeover, &args, progress).await,
+        Command::Rollback(args) if args.switch.dry_run => plan_rollback(changeover).await,
         Command::Rollback(args) => activate(changeover, &args, Way::Back, progress).await,
         Command::Adopt(args) => adopt(changeover, &args, progress).await,
         Command::Verify(args) => verify(changeover, &args, progress).await,
         Command::Abort(args) => abort(changeover, &args).await,
         Command::Prune(args) => prune(changeover, &args).await,
+        Command::Discard(args) => discard(changeover, &args).await,
         Command::Retry(args) => retry(changeover, &args).await,
         Command::Skip(args) => skip(changeover, &args).await,
         Command::Deactivate(args) => deactivate(changeover, &args, progress).await,
@@ -188,6 +192,42 @@ async fn activate(
     or_stopped(changeover, &options, &watch, kept, performing).await
 }
 
+async fn upgrade(
+    changeover: &Changeover,
+    args: &UpgradeArgs,
+    progress: &Progress,
+) -> Result<Report, Failure> {
+    let (options, watch) = (args.options(), Watch::new(progress));
+    let on_progress = |at| match &at {
+        UpgradeProgress::Activating(at) => watch.note(at),
+        at => progress.upgrading(at),
+    };
+    let performing = Box::pin(async {
+        let upgraded = changeover.upgrade(&options, &on_progress).await?;
+        Ok(Report::done(upgrades::upgraded(&upgraded), documents::upgraded(&upgraded)))
+    });
+    let kept = "what was active before is active still; run `upgrade` again: it goes on from there";
+    or_stopped(changeover, &options.activation, &watch, kept, performing).await
+}
+
+async fn optimize(
+    changeover: &Changeover,
+    args: &OptimizeArgs,
+    progress: &Progress,
+) -> Result<Report, Failure> {
+    let mut interrupts = interrupts()?;
+    let options = args.options();
+    let on_progress = |at: &ReplayProgress| progress.replaying(at);
+    let optimized = tokio::select! {
+        optimized = changeover.optimize(&args.projectors, &options, &on_progress) => optimized?,
+        signal = interrupts.next() => {
+            return Err(Failure::interrupted(format!("{signal}: not everything was optimized"))
+                .next("run `optimize` again: it goes on from there"));
+        }
+    };
+    Ok(Report::done(upgrades::optimized(&optimized), documents::optimized(&optimized)))
+}
+
 async fn adopt(changeover: &Changeover, args: &AdoptArgs, progress: &Progress) -> Result<Report, Failure> {
     let (options, watch) = (args.options(), Watch::new(progress));
     let on_progress = |at| watch.note(&at);
@@ -242,7 +282,9 @@ async fn or_stopped(
         signal = interrupts.next() => signal,
     };
     let Some(&activation) = watch.started.get() else {
-        return Err(Failure::interrupted(format!("{signal}: nothing was activated")));
+        return Err(Failure::interrupted(format!(
+            "{signal}: nothing was activated; what was replayed is kept"
+        )));
     };
     if watch.switched.get().is_some() {
         return Ok(left_after_the_switch(signal, activation));
@@ -295,16 +337,30 @@ fn activated(activated: &Activated) -> Report {
 }
 
 async fn abort(changeover: &Changeover, args: &AbortArgs) -> Result<Report, Failure> {
-    let aborted = changeover.abort(&args.who.requested_by()).await?;
-    let text = match &aborted[..] {
-        [] => "No activation was under way.\n".to_owned(),
-        [one] => format!("Activation {one} was aborted.\n"),
-        many => {
-            let many: Vec<String> = many.iter().map(ToString::to_string).collect();
-            format!("Activations {} were aborted.\n", many.join(", "))
-        }
-    };
-    Ok(Report::done(text, json!({ "aborted": aborted })))
+    let who = args.who.requested_by();
+    if !args.projectors.is_empty() {
+        let status = changeover.status().await?;
+        args.projectors.iter().try_for_each(|projector| known(&status, projector))?;
+    }
+    // First, so that an activation whose replay ends is known to have been aborted.
+    let activations = if args.projectors.is_empty() { changeover.abort(&who).await? } else { Vec::new() };
+    let replays = changeover.abort_replays(&args.projectors, &who).await?;
+    let json = json!({ "aborted": activations, "replays": documents::replays(&replays) });
+    Ok(Report::done(upgrades::aborted(&activations, &replays), json))
+}
+
+async fn discard(changeover: &Changeover, args: &DiscardArgs) -> Result<Report, Failure> {
+    let DiscardArgs { projector, version, .. } = args;
+    if args.yes {
+        let dropped = changeover.discard(projector, version, &args.options()).await?;
+        let json = json!({ "discarded": true, "abandoned": documents::abandoned(&dropped) });
+        return Ok(Report::done(upgrades::discarded(&dropped), json));
+    }
+    let abandoned = changeover.plan_discard(projector, version).await?;
+    // Whoever forgot to say yes must not believe that it is done.
+    let exit = if args.dry_run && abandoned.in_the_way.is_empty() { Exit::Done } else { Exit::Refused };
+    let json = json!({ "discarded": false, "abandoned": documents::abandoned(&abandoned) });
+    Ok(Report { exit, text: upgrades::abandoned(&abandoned), json })
 }
 
 async fn prune(changeover: &Changeover, args: &PruneArgs) -> Result<Report, Failure> {

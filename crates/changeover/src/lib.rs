@@ -18,6 +18,7 @@ mod builder;
 mod codec;
 mod core;
 mod decider;
+mod discard;
 mod expiry;
 mod front;
 mod horizon;
@@ -25,6 +26,7 @@ mod in_flight;
 mod instances;
 mod log;
 mod objects;
+mod optimize;
 mod projector;
 mod prune;
 mod publisher;
@@ -33,6 +35,7 @@ mod replayer;
 mod status;
 mod step;
 mod store;
+mod upgrade;
 mod verify;
 mod views;
 mod wake;
@@ -51,12 +54,14 @@ pub use crate::adopt::{AdoptAt, AdoptError, AdoptOptions, Adopted};
 pub use crate::builder::{Builder, ConnectError};
 pub use crate::codec::EncodeError;
 pub use crate::decider::WhenNothingIsActive;
+pub use crate::discard::{Abandoned, DiscardError, DiscardOptions};
 pub use crate::front::{Changeover, Running, SkipError, WaitError};
 pub use crate::in_flight::{Blocker, Holds};
 pub use crate::instances::Instance;
 pub use crate::log::append::Appended;
 pub use crate::log::error::AppendError;
 pub use crate::log::read::{ReadError, Reader};
+pub use crate::optimize::{OptimizeError, OptimizeOptions, Optimized};
 pub use crate::projector::configuration::{Configuration, ConfigurationError};
 pub use crate::projector::fold::{Fold, FoldProjector, FoldTables};
 pub use crate::projector::row::{Column, ColumnDefinition, Key, Row};
@@ -65,12 +70,14 @@ pub use crate::projector::sql::{Batch, Prepared, SqlProjector};
 pub use crate::projector::{BoxError, ProjectError};
 pub use crate::prune::{NotPruned, PruneError, PruneOptions, Pruned, WhyNotPruned};
 pub use crate::registration::RegisterError;
+pub use crate::replayer::shown::{Purpose, RunningReplay};
 pub use crate::replayer::{
-    CaughtUp, Pace, ReplayError, ReplayOptions, ReplayPhase, ReplayProgress, Throttle,
+    CaughtUp, Indexing, Left, Pace, ReplayError, ReplayOptions, ReplayPhase, ReplayProgress, Speed, Throttle,
 };
 pub use crate::status::{OpenActivation, ProjectorStatus, Stall, Status, TablesStatus};
 pub use crate::store::migrate::MigrateError;
 pub use crate::store::{Path, StoreError};
+pub use crate::upgrade::{StepTaken, UpgradeError, UpgradeOptions, UpgradeProgress, UpgradeStep, Upgraded};
 pub use crate::verify::{
     Against, BetweenOptions, Declared, RowDifference, RowDiffers, TableVerdict, Values, Verified,
     VerifyError, VerifyOptions, VerifyProgress,

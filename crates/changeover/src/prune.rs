@@ -17,6 +17,7 @@ use tokio_postgres::error::SqlState;
 use tracing::info;
 
 use crate::activation::rollback::newest_switch;
+use crate::expiry::SILENT_AFTER_SECS;
 use crate::in_flight::{self, Blocker};
 use crate::instances::GONE_AFTER_SECS;
 use crate::objects;
@@ -171,7 +172,7 @@ async fn plan_on(store: &Store, client: &Client, keep: usize) -> Result<PrunePla
             fate,
         };
         if retired.fate == Fate::Drop {
-            let foreign = foreign(store, client, &retired).await?;
+            let foreign = foreign(store, client, &Doomed::of(&retired)).await?;
             if !foreign.is_empty() {
                 retired.fate = Fate::InTheWay(foreign);
             }
@@ -213,9 +214,13 @@ async fn lost<'a>(
 }
 
 /// What stands in the schema of some tables, or depends on it, and is not the projector's.
-async fn foreign(store: &Store, client: &Client, tables: &RetiredTables) -> Result<Vec<Foreign>, StoreError> {
-    let RetiredTables { schema, .. } = tables;
-    let params: [&(dyn ToSql + Sync); 2] = [&tables.projector.as_str(), &major(tables)];
+pub(crate) async fn foreign(
+    store: &Store,
+    client: &Client,
+    tables: &Doomed,
+) -> Result<Vec<Foreign>, StoreError> {
+    let Doomed { schema, .. } = tables;
+    let params: [&(dyn ToSql + Sync); 2] = [&tables.projector.as_str(), &tables.major_number()];
     let made = store.query_opt(client, &store.sql.objects_made, &params).await?;
     let made: Vec<String> = made.map(|row| row.get("objects")).unwrap_or_default();
     let objects = objects::all(store, client, schema).await?;
@@ -225,9 +230,38 @@ async fn foreign(store: &Store, client: &Client, tables: &RetiredTables) -> Resu
     Ok(strangers.map(Foreign::Stranger).chain(dependents).collect())
 }
 
-/// The major version, as the database keeps it.
-fn major(tables: &RetiredTables) -> i64 {
-    i64::try_from(tables.major).unwrap_or(i64::MAX)
+/// Tables that are to go, of one major version.
+#[derive(Debug, Clone)]
+pub(crate) struct Doomed {
+    pub(crate) projector: ProjectorName,
+    pub(crate) major: u64,
+    pub(crate) schema: String,
+}
+
+impl Doomed {
+    fn of(tables: &RetiredTables) -> Self {
+        let RetiredTables { projector, major, schema, .. } = tables.clone();
+        Self { projector, major, schema }
+    }
+
+    /// The major version, as the database keeps it.
+    pub(crate) fn major_number(&self) -> i64 {
+        i64::try_from(self.major).unwrap_or(i64::MAX)
+    }
+
+    /// The name by which processes share a replay of it.
+    pub(crate) fn replay_name(&self, store: &Store) -> String {
+        format!("{} {} v{}", store.schema, self.projector, self.major)
+    }
+}
+
+/// Why tables may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Going {
+    /// They have retired.
+    Retired,
+    /// They were replayed, and never activated.
+    Abandoned,
 }
 
 /// Drops the tables of retired versions, but for the newest of each projector.
@@ -242,7 +276,17 @@ pub(crate) async fn prune(store: &Store, options: &PruneOptions) -> Result<Prune
             Fate::Newest => continue,
             Fate::Followed { instances } => WhyNotPruned::Followed { instances: *instances },
             Fate::InTheWay(foreign) => WhyNotPruned::InTheWay(foreign.clone()),
-            Fate::Drop => match drop_tables(store, &client, &watcher, tables, options).await? {
+            Fate::Drop => match drop_tables(
+                store,
+                &client,
+                &watcher,
+                &Doomed::of(tables),
+                Going::Retired,
+                &options.requested_by,
+                options.wait,
+            )
+            .await?
+            {
                 Dropped::Yes => {
                     info!(projector = %tables.projector, major = tables.major, schema = tables.schema, "pruned");
                     dropped.push(tables.clone());
@@ -264,7 +308,7 @@ pub(crate) async fn prune(store: &Store, options: &PruneOptions) -> Result<Prune
 }
 
 /// What became of one schema.
-enum Dropped {
+pub(crate) enum Dropped {
     Yes,
     /// Somebody else pruned it meanwhile.
     ByOthers,
@@ -297,12 +341,15 @@ fn is(error: &StoreError, code: &SqlState) -> bool {
 const AGAIN: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(20);
 
-async fn drop_tables(
+/// Drops one schema, trying for so long.
+pub(crate) async fn drop_tables(
     store: &Store,
     client: &Client,
     watcher: &Client,
-    tables: &RetiredTables,
-    options: &PruneOptions,
+    tables: &Doomed,
+    going: Going,
+    who: &str,
+    wait: Duration,
 ) -> Result<Dropped, StoreError> {
     let started = Instant::now();
     loop {
@@ -310,7 +357,7 @@ async fn drop_tables(
         let mut blockers = Vec::new();
         let tried = {
             let mut trying = pin!(changing(store, client, async |client| {
-                drop_once(store, client, tables, &options.requested_by, &session).await
+                drop_once(store, client, tables, going, who, &session).await
             }));
             loop {
                 tokio::select! {
@@ -346,11 +393,11 @@ async fn drop_tables(
             }
             Err(Failed::Store(error)) => return Err(error),
         }
-        if started.elapsed() >= options.wait {
+        if started.elapsed() >= wait {
             let after_secs = started.elapsed().as_secs_f64();
             return Ok(Dropped::No(WhyNotPruned::Blocked { blockers, after_secs }));
         }
-        sleep(AGAIN.min(options.wait.saturating_sub(started.elapsed()))).await;
+        sleep(AGAIN.min(wait.saturating_sub(started.elapsed()))).await;
     }
 }
 
@@ -358,19 +405,31 @@ async fn drop_tables(
 async fn drop_once(
     store: &Store,
     client: &Client,
-    tables: &RetiredTables,
+    tables: &Doomed,
+    going: Going,
     who: &str,
     session: &OnceLock<i32>,
 ) -> Result<Changed, Failed> {
-    let RetiredTables { projector, schema, .. } = tables;
-    let (name, major) = (projector.as_str(), major(tables));
+    let Doomed { projector, schema, .. } = tables;
+    let (name, major) = (projector.as_str(), tables.major_number());
     let pid = store.query_one(client, &store.sql.begin_pruning, &[]).await?.get("pid");
     session.get_or_init(|| pid);
     let params: [&(dyn ToSql + Sync); 2] = [&name, &major];
     store.query(client, &store.sql.lock_checkpoints, &params).await?;
-    let versions: [&(dyn ToSql + Sync); 4] = [&name, &major, &who, &GONE_AFTER_SECS];
-    if store.query(client, &store.sql.prune_versions, &versions).await?.is_empty() {
-        return Err(Failed::Not(not_retired(store, client, tables).await?));
+    let replay = tables.replay_name(store);
+    let versions: [&(dyn ToSql + Sync); 6] =
+        [&name, &major, &who, &GONE_AFTER_SECS, &SILENT_AFTER_SECS, &replay];
+    match going {
+        Going::Retired => {
+            if store.query(client, &store.sql.prune_versions, &versions[..4]).await?.is_empty() {
+                return Err(Failed::Not(not_retired(store, client, tables).await?));
+            }
+        }
+        Going::Abandoned => {
+            if store.query(client, &store.sql.discard_versions, &versions).await?.is_empty() {
+                return Err(Failed::Not(Dropped::No(WhyNotPruned::InUse)));
+            }
+        }
     }
     let mut left = objects::all(store, client, schema).await?;
     let own: Vec<&str> =
@@ -397,7 +456,7 @@ async fn drop_once(
 }
 
 /// Why no version was there to be dropped.
-async fn not_retired(store: &Store, client: &Client, tables: &RetiredTables) -> Result<Dropped, StoreError> {
+async fn not_retired(store: &Store, client: &Client, tables: &Doomed) -> Result<Dropped, StoreError> {
     let rows = store.query(client, &store.sql.retired_tables, &[&GONE_AFTER_SECS]).await?;
     for row in &rows {
         if rows::word::<ProjectorName>(row, "projector")? == tables.projector

@@ -9,6 +9,7 @@ use crate::expiry::SILENT_AFTER_SECS;
 use crate::horizon;
 use crate::in_flight::{self, Blocker};
 use crate::instances::{self, Instance};
+use crate::replayer::shown::{self, RunningReplay};
 use crate::store::{Store, StoreError, rows};
 use crate::views::{self, StableView};
 use crate::words::names::ProjectorName;
@@ -32,6 +33,9 @@ pub struct Status {
     pub views: Vec<StableView>,
     /// The activation that is under way, if there is one.
     pub activation: Option<OpenActivation>,
+    /// Who replays, verifies or optimizes a version right now, and how far that is. Those who were killed are shown until somebody
+    /// else begins; they are not alive.
+    pub replays: Vec<RunningReplay>,
     /// Transactions in flight that append or publish, the oldest first.
     pub in_flight: Vec<Blocker>,
     /// The instances that were seen lately.
@@ -106,7 +110,7 @@ pub struct OpenActivation {
     pub pause_left_secs: Option<f64>,
 }
 
-/// Reads it all. Costs eight small statements.
+/// Reads it all. Costs nine small statements.
 pub(crate) async fn status(store: &Store, client: &Client) -> Result<Status, StoreError> {
     let generation = store.query_one(client, &store.sql.generation, &[]).await?.get("generation");
     let look = horizon::look(store, client).await?;
@@ -130,6 +134,7 @@ pub(crate) async fn status(store: &Store, client: &Client) -> Result<Status, Sto
             paused: row.get::<_, Option<SystemTime>>("activating_at").is_some(),
             pause_left_secs: row.get("left_secs"),
         }),
+        replays: shown::all(store, client, look.horizon).await?,
         in_flight: in_flight::look(store, client).await?,
         instances: instances::all(store, client).await?,
     })

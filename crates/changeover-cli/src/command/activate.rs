@@ -12,6 +12,25 @@ use super::values::{adopt_at, duration, duration_above_zero};
 /// What `activate-configuration` and `rollback` are told.
 #[derive(Debug, Clone, Args)]
 pub struct ActivateArgs {
+    /// Prove the rows of new versions against the log before the switch, and refuse to switch where any differ
+    #[arg(long)]
+    pub verify: bool,
+    /// The switch.
+    #[command(flatten)]
+    pub switch: SwitchArgs,
+}
+
+impl ActivateArgs {
+    pub(crate) fn options(&self) -> ActivateOptions {
+        let verify =
+            self.verify.then(|| VerifyOptions { pace: self.switch.pace.pace(), ..VerifyOptions::default() });
+        ActivateOptions { verify, ..self.switch.options() }
+    }
+}
+
+/// What everything is told that switches a whole configuration.
+#[derive(Debug, Clone, Args)]
+pub struct SwitchArgs {
     /// Wait until this many instances of the new configuration are alive
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub wait_for_instances: usize,
@@ -21,9 +40,6 @@ pub struct ActivateArgs {
     /// How long the new versions may take to come close to the end of the log
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub catch_up_timeout: Duration,
-    /// Prove the rows of new versions against the log before the switch, and refuse to switch where any differ
-    #[arg(long)]
-    pub verify: bool,
     /// Let instances of the old release that still run keep its tables current, so that going back replays nothing
     #[arg(long)]
     pub keep_following: bool,
@@ -44,13 +60,12 @@ pub struct ActivateArgs {
     pub pace: PaceArgs,
 }
 
-impl ActivateArgs {
+impl SwitchArgs {
     pub(crate) fn options(&self) -> ActivateOptions {
         ActivateOptions {
             wait_for_instances: self.wait_for_instances,
             instances_timeout: self.instances_timeout,
             catch_up_timeout: self.catch_up_timeout,
-            verify: self.verify.then(|| VerifyOptions { pace: self.pace.pace(), ..VerifyOptions::default() }),
             pace: self.pace.pace(),
             keep_following: self.keep_following,
             ..self.pause.options(&self.views, &self.who)

@@ -4,15 +4,19 @@ mod activate;
 mod care;
 mod options;
 mod replay;
+mod upgrade;
 mod values;
 mod verify;
 
 use clap::Subcommand;
 
-pub use self::activate::{ActivateArgs, AdoptArgs, DeactivateArgs, PauseArgs, RepointArgs, ViewArgs};
-pub use self::care::{AbortArgs, PruneArgs, RetryArgs, SkipArgs};
-pub use self::options::{Options, Who};
+pub use self::activate::{
+    ActivateArgs, AdoptArgs, DeactivateArgs, PauseArgs, RepointArgs, SwitchArgs, ViewArgs,
+};
+pub use self::care::{AbortArgs, DiscardArgs, PruneArgs, RetryArgs, SkipArgs};
+pub use self::options::{Options, ProgressStyle, Who};
 pub use self::replay::{PaceArgs, ReplayArgs};
+pub use self::upgrade::{OptimizeArgs, UpgradeArgs};
 pub use self::verify::VerifyArgs;
 use crate::exit::EXIT_CODES;
 
@@ -49,6 +53,13 @@ pub enum Command {
     /// replayed is kept.
     #[command(display_order = 105, after_help = EXIT_CODES)]
     ActivateConfiguration(Box<ActivateArgs>),
+    /// The whole upgrade: replay, optimize, catch up, verify, activate
+    ///
+    /// Each step is kept by itself: killed or stopped at any of them, it goes on there the next time, whoever began it. Rows of new
+    /// versions are proved against the log before the switch unless --no-verify is given. Told to stop (Ctrl-C, SIGTERM) before the
+    /// switch, what is active serves on.
+    #[command(display_order = 105, after_help = EXIT_CODES)]
+    Upgrade(Box<UpgradeArgs>),
     /// Go back to the configuration that was active before: run it from that release's build
     ///
     /// Feeds the retired versions what happened since, then switches, by the steps of an activation; nothing that was
@@ -63,6 +74,13 @@ pub enum Command {
     /// position is replayed; then this projector is activated. Interrupted, it goes on from there the next time.
     #[command(display_order = 114, after_help = EXIT_CODES)]
     Adopt(AdoptArgs),
+    /// Build the indexes that tables should have and that are missing, and let the planner know of their rows
+    ///
+    /// A replay does so after its bulk. This is for an index that a version has got since or that somebody dropped, and for tables
+    /// that were adopted. Beside whoever uses the tables, indexes are built without holding anybody up. Interrupted, it goes on
+    /// from there the next time.
+    #[command(display_order = 112, after_help = EXIT_CODES)]
+    Optimize(OptimizeArgs),
     /// Prove that a projector's rows are what it makes of the log, or show which are not
     ///
     /// Folds the log afresh into tables of its own, which it drops in the end, and compares every row with the one that is
@@ -70,7 +88,10 @@ pub enum Command {
     /// other. Ends with 1 where rows differ, and names their keys and columns, never other values unless told so.
     #[command(display_order = 112, after_help = EXIT_CODES)]
     Verify(VerifyArgs),
-    /// End every activation that has not switched yet; the active configuration stays
+    /// End what is under way: activations that have not switched yet, and whatever is replayed, verified or optimized
+    ///
+    /// By any process, on any machine: each ends within about a second, and says who ended it. The active configuration stays, and
+    /// what was replayed is kept.
     #[command(display_order = 107, after_help = EXIT_CODES)]
     Abort(AbortArgs),
     /// Drop the tables of retired versions, but for the newest of each projector
@@ -80,6 +101,13 @@ pub enum Command {
     /// and named. Ends with 1 where something is due and --yes is missing, and where something could not be dropped.
     #[command(display_order = 108, after_help = EXIT_CODES)]
     Prune(PruneArgs),
+    /// Drop the tables of a version that was replayed and never activated
+    ///
+    /// Shows what it would drop, and drops it with --yes alone. Refused while anybody replays, verifies or activates the version, and for
+    /// tables that were adopted. What somebody else's view or foreign key stands on is left as it is, whole, and named. Ends
+    /// with 1 where --yes is missing.
+    #[command(display_order = 108, after_help = EXIT_CODES)]
+    Discard(DiscardArgs),
     /// Let a stalled projector try again
     #[command(display_order = 109, after_help = EXIT_CODES)]
     Retry(RetryArgs),
@@ -110,6 +138,8 @@ impl Command {
             Self::Plan
             | Self::Replay(_)
             | Self::ActivateConfiguration(_)
+            | Self::Upgrade(_)
+            | Self::Optimize(_)
             | Self::Rollback(_)
             | Self::Adopt(_) => true,
             Self::Verify(args) => args.between.is_none(),
@@ -125,11 +155,14 @@ impl Command {
             Self::Plan => "plan",
             Self::Replay(_) => "replay",
             Self::ActivateConfiguration(_) => "activate-configuration",
+            Self::Upgrade(_) => "upgrade",
             Self::Rollback(_) => "rollback",
             Self::Adopt(_) => "adopt",
+            Self::Optimize(_) => "optimize",
             Self::Verify(_) => "verify",
             Self::Abort(_) => "abort",
             Self::Prune(_) => "prune",
+            Self::Discard(_) => "discard",
             Self::Retry(_) => "retry",
             Self::Skip(_) => "skip",
             Self::Deactivate(_) => "deactivate",
@@ -171,8 +204,13 @@ mod tests {
         check("plan", true);
         check("replay", true);
         check("activate-configuration", true);
+        check("upgrade", true);
+        check("optimize", true);
+        check("optimize orders --max-connections 2", true);
         check("adopt orders --position 7", true);
         check("abort", false);
+        check("abort orders totals", false);
+        check("discard orders 2.0.0", false);
         check("retry orders", false);
         check("skip orders --position 7", false);
         check("prune --keep 1", false);
@@ -193,6 +231,10 @@ mod tests {
         check("skip orders --position 0", "positions begin at 1");
         check("skip orders", "--position <N>");
         check("prune", "--keep <N>");
+        check("discard orders", "<VERSION>");
+        check("discard orders 2", "unexpected end of input");
+        check("discard orders 2.0.0 --yes --dry-run", "cannot be used with");
+        check("status --progress loud", "bars, lines, json, none");
         check("prune --yes", "--keep <N>");
         check("prune --keep 1 --yes --dry-run", "cannot be used with");
         check("prune --keep all", "invalid digit");
@@ -238,6 +280,23 @@ mod tests {
             (args.options().repoint_views, args.options().views_timeout),
             (false, Duration::from_mins(1))
         );
+    }
+
+    #[test]
+    fn an_upgrade_proves_the_rows_unless_it_is_told_not_to() {
+        let check = |line: &str, proves: bool| {
+            let Command::Upgrade(args) = parse(line).unwrap().command else { panic!("another command") };
+            let ours = args.options();
+            assert_eq!(ours.activation.verify.is_some(), proves, "{line}");
+            ours.activation
+        };
+        let proved = check("upgrade --memory 64MiB --requested-by ci --pause-limit 9s", true);
+        assert_eq!(proved.verify.unwrap().pace.memory_bytes, 64 << 20);
+        assert_eq!((proved.pace.memory_bytes, &proved.requested_by[..]), (64 << 20, "ci"));
+        assert_eq!(proved.pause_limit, Duration::from_secs(9));
+        check("upgrade --no-verify", false);
+        let error = parse("upgrade --verify").unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use changeover::{Builder, Changeover, SchemaName};
 use clap::error::ErrorKind;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 
 /// What all commands share, to be flattened into a host's parser. They may stand before or after the command.
 #[derive(Clone, Default, Args)]
@@ -26,12 +26,28 @@ pub struct Options {
     /// Print the result as one JSON document on standard output
     #[arg(long, global = true)]
     pub json: bool,
+    /// Show progress on standard error as bars, lines, json or none; bars on a terminal and lines elsewhere unless given
+    #[arg(long, global = true, value_name = "HOW", value_enum, hide_possible_values = true)]
+    pub progress: Option<ProgressStyle>,
     /// Log more to standard error; twice for even more [env: CHANGEOVER_LOG=FILTER]
     #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
-    /// Show no progress, and log errors alone
+    /// Show no progress, unless it was asked for, and log errors alone
     #[arg(short, long, global = true)]
     pub quiet: bool,
+}
+
+/// How the progress of long commands is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressStyle {
+    /// Bars that move
+    Bars,
+    /// Lines for people, every few seconds
+    Lines,
+    /// Lines for machines: a JSON object each, at most one a second for each projector
+    Json,
+    /// Nothing
+    None,
 }
 
 impl fmt::Debug for Options {

@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use changeover::{
-    Activated, AdoptAt, Adopted, CaughtUp, Plan, ProjectorViews, PrunePlan, Pruned, Status, Verified,
+    Abandoned, Activated, AdoptAt, Adopted, CaughtUp, Optimized, Plan, ProjectorViews, PrunePlan, Pruned,
+    RunningReplay, Status, Upgraded, Verified,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -40,6 +41,25 @@ pub(crate) fn activated(activated: &Activated) -> Value {
     json["plan"] = plan(&activated.plan);
     json["views"] = views(&activated.views);
     json
+}
+
+pub(crate) fn upgraded(upgraded: &Upgraded) -> Value {
+    let mut json = value(upgraded);
+    json["activated"] = activated(&upgraded.activated);
+    json["verified"] = upgraded.verified.iter().map(verified).collect();
+    json
+}
+
+pub(crate) fn replays(replays: &[RunningReplay]) -> Value {
+    value(&replays)
+}
+
+pub(crate) fn abandoned(abandoned: &Abandoned) -> Value {
+    value(abandoned)
+}
+
+pub(crate) fn optimized(optimized: &[Optimized]) -> Value {
+    json!({ "optimized": value(&optimized) })
 }
 
 pub(crate) fn prune_plan(plan: &PrunePlan) -> Value {
@@ -101,7 +121,7 @@ pub(crate) fn verified(verified: &Verified) -> Value {
     json
 }
 
-fn value(of: &impl Serialize) -> Value {
+pub(crate) fn value(of: &impl Serialize) -> Value {
     let mut value = serde_json::to_value(of).expect("BUG: what is printed must be JSON");
     times(&mut value);
     value

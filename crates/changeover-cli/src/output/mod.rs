@@ -1,9 +1,10 @@
 //! What is printed: results to standard output, everything else to standard error.
 
 pub(crate) mod json;
-pub(crate) mod pace;
+mod lines;
 pub(crate) mod progress;
 pub(crate) mod tables;
+pub(crate) mod upgrades;
 pub(crate) mod verified;
 
 use std::io::{self, Write};

@@ -5,15 +5,21 @@ use std::io::{IsTerminal, stderr};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use changeover::{ActivationProgress, ProjectorName, ReplayPhase, ReplayProgress, VerifyProgress};
+use changeover::{
+    ActivationProgress, Indexing, Left, ProjectorName, ReplayPhase, ReplayProgress, Speed, UpgradeProgress,
+    VerifyProgress,
+};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::pace::{Left, Pace};
 use super::tables::{seconds, several, thousands};
-use super::{plain, to_stderr};
+use super::{lines, plain, to_stderr};
+use crate::command::ProgressStyle as Asked;
 
 /// How often the same thing is said in lines.
 const EVERY: Duration = Duration::from_secs(3);
+
+/// How often machines are told.
+const EVERY_JSON: Duration = Duration::from_secs(1);
 
 /// All bars of this process. What else is written to standard error is written between them.
 pub(crate) fn bars() -> &'static MultiProgress {
@@ -26,6 +32,8 @@ pub(crate) fn bars() -> &'static MultiProgress {
 enum Style {
     Silent,
     Lines,
+    /// For machines.
+    Json,
     Bars,
 }
 
@@ -46,7 +54,7 @@ struct Shown {
 
 #[derive(Debug, Default)]
 struct Replay {
-    pace: Pace,
+    speed: Speed,
     phase: Option<ReplayPhase>,
     bar: Option<ProgressBar>,
     /// The newest line, until it is said.
@@ -75,11 +83,14 @@ impl Replay {
 }
 
 impl Progress {
-    pub(crate) fn new(quiet: bool) -> Self {
-        let style = match (quiet, stderr().is_terminal()) {
-            (true, _) => Style::Silent,
-            (false, true) => Style::Bars,
-            (false, false) => Style::Lines,
+    pub(crate) fn new(asked: Option<Asked>, quiet: bool) -> Self {
+        let usual = if stderr().is_terminal() { Style::Bars } else { Style::Lines };
+        let style = match asked {
+            None if !quiet => usual,
+            None | Some(Asked::None) => Style::Silent,
+            Some(Asked::Json) => Style::Json,
+            Some(Asked::Lines) => Style::Lines,
+            Some(Asked::Bars) => Style::Bars,
         };
         Self { style, shown: Mutex::default() }
     }
@@ -105,6 +116,7 @@ impl Progress {
                     EVERY,
                     "comparing",
                     format!("comparing {projector} {version}: {rows} of {table}"),
+                    || lines::comparing(progress),
                 );
             }
             _ => {}
@@ -114,22 +126,30 @@ impl Progress {
     fn feeding(&self, what: &str, progress: &ReplayProgress) {
         let mut shown = self.shown();
         let replay = shown.replays.entry(progress.projector.clone()).or_default();
-        replay.pace.push(progress);
+        replay.speed.push(progress);
         let name = format!("{} {}", progress.projector, progress.version);
         let (position, horizon) = (progress.position.get(), progress.horizon.get());
-        let pace = words(progress, &replay.pace);
+        let pace = words(progress, &replay.speed);
         let what = match progress.phase {
             ReplayPhase::Following => "following",
+            ReplayPhase::Indexing => "indexing",
             _ => what,
         };
-        let line = format!("{what} {name}: at {} of {}, {pace}\n", thousands(position), thousands(horizon));
-        replay.line = Some(line);
+        let line = match progress.indexing {
+            Some(_) => format!("{what} {name}: {pace}\n"),
+            None => format!("{what} {name}: at {} of {}, {pace}\n", thousands(position), thousands(horizon)),
+        };
+        replay.line = Some(match self.style {
+            Style::Json => lines::replaying(what, progress, &replay.speed),
+            _ => line,
+        });
         // Another phase is told at once.
         let is_new = replay.phase.replace(progress.phase) != Some(progress.phase);
         match self.style {
             Style::Silent => {}
-            Style::Lines => {
-                if is_new || replay.said.as_ref().is_none_or(|(_, at)| at.elapsed() >= EVERY) {
+            Style::Lines | Style::Json => {
+                let every = if self.style == Style::Json { EVERY_JSON } else { EVERY };
+                if is_new || replay.said.as_ref().is_none_or(|(_, at)| at.elapsed() >= every) {
                     replay.say();
                 }
             }
@@ -146,18 +166,34 @@ impl Progress {
         }
     }
 
+    /// An upgrade has come further.
+    pub(crate) fn upgrading(&self, progress: &UpgradeProgress) {
+        match progress {
+            UpgradeProgress::Step(step) => {
+                self.say_at_most_every(Duration::ZERO, "", format!("step: {step}"), || lines::step(*step));
+            }
+            UpgradeProgress::Replaying(progress) => self.replaying(progress),
+            UpgradeProgress::Verifying(progress) => self.verifying(progress),
+            UpgradeProgress::Activating(progress) => self.activating(progress),
+            _ => {}
+        }
+    }
+
     /// An activation has come further.
     pub(crate) fn activating(&self, progress: &ActivationProgress) {
         match progress {
             ActivationProgress::Started { activation } => {
-                self.say(format!("activation {activation} has started"));
+                let text = format!("activation {activation} has started");
+                self.say_at_most_every(Duration::ZERO, "", text, || lines::started(*activation));
             }
             ActivationProgress::Replaying(progress) => self.replaying(progress),
             ActivationProgress::Verifying(progress) => self.verifying(progress),
             ActivationProgress::WaitingForInstances { seen, wanted } => {
-                self.say(format!(
-                    "waiting for instances of the new configuration: {seen} of {wanted} are alive"
-                ));
+                let text =
+                    format!("waiting for instances of the new configuration: {seen} of {wanted} are alive");
+                self.say_at_most_every(Duration::ZERO, "", text, || {
+                    lines::waiting_for_instances(*seen, *wanted)
+                });
             }
             ActivationProgress::WaitingForAppends(blockers) => {
                 let who: Vec<String> = blockers.iter().map(ToString::to_string).collect();
@@ -165,6 +201,7 @@ impl Progress {
                     EVERY,
                     "waiting for transactions",
                     format!("waiting for transactions that have been open for long: {}", who.join("; ")),
+                    || lines::waiting("appends", blockers),
                 );
             }
             ActivationProgress::WaitingForReaders { projector, readers } => {
@@ -173,6 +210,7 @@ impl Progress {
                     EVERY,
                     "waiting for readers",
                     format!("waiting for readers of {projector}: {}", who.join("; ")),
+                    || lines::waiting("readers", readers),
                 );
             }
             // Nothing is written during the pause: a terminal that does not take it would prolong it.
@@ -182,19 +220,23 @@ impl Progress {
 
     /// What is not said again and again.
     pub(crate) fn say(&self, text: String) {
-        self.say_at_most_every(Duration::ZERO, "", text);
+        let note = text.clone();
+        self.say_at_most_every(Duration::ZERO, "", text, || lines::note(&note));
     }
 
-    fn say_at_most_every(&self, interval: Duration, what: &str, text: String) {
+    fn say_at_most_every(&self, interval: Duration, what: &str, text: String, json: impl FnOnce() -> String) {
         let mut shown = self.shown();
         match self.style {
             Style::Silent => {}
-            Style::Lines => {
+            Style::Lines | Style::Json => {
                 let lately =
                     shown.said.as_ref().is_some_and(|(said, at)| said == what && at.elapsed() < interval);
                 if !lately {
                     shown.catch_up();
-                    to_stderr(&format!("{text}\n"));
+                    match self.style {
+                        Style::Json => to_stderr(&json()),
+                        _ => to_stderr(&format!("{text}\n")),
+                    }
                     shown.said = Some((what.to_owned(), Instant::now()));
                 }
             }
@@ -228,13 +270,19 @@ fn number(position: i64) -> u64 {
 }
 
 /// How fast, how far behind, how long still.
-fn words(progress: &ReplayProgress, pace: &Pace) -> String {
+fn words(progress: &ReplayProgress, speed: &Speed) -> String {
+    if let Some(Indexing { built, of, percent }) = progress.indexing {
+        let next =
+            if built < of && percent > 0 { format!(", {percent} % of the next") } else { String::new() };
+        let indexes = if of == 1 { "index" } else { "indexes" };
+        return format!("{built} of {of} {indexes} built{next}");
+    }
     let mut words = Vec::new();
     #[allow(clippy::cast_possible_truncation)]
-    words.extend(pace.events_per_sec().map(|rate| format!("{} events/s", thousands(rate.round() as i64))));
+    words.extend(speed.events_per_sec().map(|rate| format!("{} events/s", thousands(rate.round() as i64))));
     let lag = progress.lag_events();
     words.push(if lag == 0 { "caught up".to_owned() } else { format!("{} behind", thousands(lag)) });
-    match pace.left() {
+    match speed.left() {
         Left::About(left) if !left.is_zero() => {
             words.push(format!("about {} left", seconds(left.as_secs_f64())));
         }
@@ -253,7 +301,7 @@ mod tests {
     #[test]
     fn the_words_say_what_is_known() {
         let check = |samples: &[(u64, u64, i64, i64)], expected: &str| {
-            let mut pace = Pace::default();
+            let mut speed = Speed::default();
             let mut last = None;
             for &(secs, events, position, horizon) in samples {
                 let progress = ReplayProgress {
@@ -263,12 +311,13 @@ mod tests {
                     horizon: Position::new(horizon),
                     phase: changeover::ReplayPhase::Bulk,
                     events,
+                    indexing: None,
                     elapsed: Duration::from_secs(secs),
                 };
-                pace.push(&progress);
+                speed.push(&progress);
                 last = Some(progress);
             }
-            assert_eq!(words(&last.unwrap(), &pace), expected);
+            assert_eq!(words(&last.unwrap(), &speed), expected);
         };
         check(&[(0, 0, 0, 90_000)], "90,000 behind");
         check(

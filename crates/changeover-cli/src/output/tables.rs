@@ -44,6 +44,7 @@ pub(crate) fn status(status: &Status) -> String {
     text.push_str(&behind(&status.views));
     text.push('\n');
     text.push_str(&activation(status.activation.as_ref()));
+    text.push_str(&super::upgrades::replays(&status.replays));
     text.push_str(&in_flight(&status.in_flight));
     text.push('\n');
     text.push_str(&instances(&status.instances));
@@ -428,7 +429,7 @@ fn lost(lost: &[LostConfiguration]) -> String {
 
 /// A size as people say it.
 #[allow(clippy::cast_precision_loss)]
-fn bytes(bytes: i64) -> String {
+pub(super) fn bytes(bytes: i64) -> String {
     match bytes {
         bytes if bytes < 10 << 20 => format!("{} kB", thousands(bytes >> 10)),
         bytes if bytes < 10 << 30 => format!("{} MB", thousands(bytes >> 20)),

@@ -149,7 +149,7 @@ async fn only_its_own_activation_is_aborted_by_a_signal() {
 
     golden("status_during_an_activation", Program::changeover().on(&database).run("status"));
     let aborted = Program::changeover().on(&database).run("abort --json").ended(0).json();
-    assert_eq!(aborted, json!({ "aborted": [1] }));
+    assert_eq!(aborted, json!({ "aborted": [1], "replays": [] }));
     first.terminate().unwrap();
     assert_eq!(first.wait(SOON).await.unwrap().code(), Some(3));
 }

@@ -10,5 +10,6 @@ mod program;
 mod pruning;
 mod reading;
 mod replaying;
+mod upgrading;
 mod verifying;
 mod views;

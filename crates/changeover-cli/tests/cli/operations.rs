@@ -47,7 +47,7 @@ async fn abort_without_an_activation_is_done() {
     let database = release_1_is_active(1).await;
     let changeover = Program::changeover().on(&database);
     golden("abort_of_nothing", changeover.run("abort").ended(0));
-    assert_eq!(changeover.run("abort --json").ended(0).json(), json!({ "aborted": [] }));
+    assert_eq!(changeover.run("abort --json").ended(0).json(), json!({ "aborted": [], "replays": [] }));
 }
 
 #[tokio::test(flavor = "multi_thread")]

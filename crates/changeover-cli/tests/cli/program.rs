@@ -63,7 +63,8 @@ impl Program {
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).args(line.split_whitespace());
         // On a machine that stands still for a while, a pause that is to end well must not end by its deadline.
-        let pauses = ["activate-configuration", "deactivate "].iter().any(|verb| line.starts_with(verb));
+        let pauses =
+            ["activate-configuration", "deactivate ", "upgrade"].iter().any(|verb| line.starts_with(verb));
         if pauses && self.url.is_some() && !line.contains("--pause-limit") {
             command.args(["--pause-limit", "10s"]);
         }
@@ -155,7 +156,8 @@ pub(crate) fn golden(name: &str, text: impl std::fmt::Display) {
 /// Progress is said again after some seconds, and with its pace where that can be told: on a slow machine.
 fn without_pace(text: &str) -> String {
     let what = |line: &str| {
-        let waits = ["replaying ", "waiting for transactions"].iter().any(|what| line.starts_with(what));
+        let waits =
+            ["replaying ", "folding ", "waiting for transactions"].iter().any(|what| line.starts_with(what));
         waits.then(|| line.split(':').next().unwrap_or_default().to_owned())
     };
     let mut lines: Vec<String> = Vec::new();

@@ -271,6 +271,13 @@ pub(crate) async fn plan_for(core: &Core) -> Result<Plan, StoreError> {
     Ok(plan(&core.configuration.targets(), &registry.known, &registry.tables))
 }
 
+/// The versions that have to be fed before a plan's activation.
+pub(crate) async fn to_replay(core: &Core, plan: &Plan) -> Result<Vec<Arc<Registered>>, StoreError> {
+    let client = core.store.single().await?;
+    let registry = registration::registry(&core.store, &client).await?;
+    Ok(prepare::to_replay(core, plan, &registry))
+}
+
 /// Activates the configuration.
 pub(crate) async fn activate(
     core: &Core,
@@ -378,6 +385,14 @@ async fn perform(
         Err(ActivateError::Replay(ReplayError::NotReplaying { .. })) => {
             Err(ending::overtaken(core, &client, activation).await?)
         }
+        // Whoever aborts an activation aborts its replays as well: either may be seen first.
+        Err(
+            error @ (ActivateError::Replay(ReplayError::Aborted { .. })
+            | ActivateError::Verify(VerifyError::Aborted { .. })),
+        ) => match ending::overtaken(core, &client, activation).await? {
+            ended @ ActivateError::Ended { .. } => Err(ended),
+            _ => Err(error),
+        },
         Err(error) => Err(error),
     };
     let paused = match paused {

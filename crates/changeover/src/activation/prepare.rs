@@ -1,5 +1,6 @@
 //! Before the pause: everything that can be done while everybody writes.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use postgres_types::ToSql;
@@ -12,7 +13,7 @@ use super::{ActivateError, ActivateOptions, ActivationProgress, OnActivation, St
 use crate::core::Core;
 use crate::in_flight::{self, Blocker};
 use crate::instances;
-use crate::projector::chain;
+use crate::projector::{Registered, chain};
 use crate::registration::{self, Registry};
 use crate::replayer::{self, ReplayOptions, ReplayProgress};
 use crate::store::StoreError;
@@ -84,6 +85,21 @@ async fn catch_up(
     on_progress: OnActivation<'_>,
 ) -> Result<(), ActivateError> {
     let report = |progress: &ReplayProgress| on_progress(ActivationProgress::Replaying(progress.clone()));
+    let replayed = to_replay(core, plan, registry);
+    let replay = ReplayOptions {
+        requested_by: options.requested_by.clone(),
+        lag_events: options.catch_up_lag_events,
+        limit: Some(options.catch_up_timeout),
+        pace: options.pace.clone(),
+        follow: false,
+        restart: false,
+    };
+    let _ = replayer::replay(core, &replayed, &replay, &report).await?;
+    Ok(())
+}
+
+/// The versions that have to be fed before a plan's activation.
+pub(super) fn to_replay(core: &Core, plan: &Plan, registry: &Registry) -> Vec<Arc<Registered>> {
     // Adopted, and kept current by whoever appends until the switch.
     let is_current = |projector: &ProjectorName, major| {
         let own = |row: &&KnownTables| row.projector == *projector && row.major == major;
@@ -95,16 +111,7 @@ async fn catch_up(
         }
         _ => None,
     });
-    let replay = ReplayOptions {
-        requested_by: options.requested_by.clone(),
-        lag_events: options.catch_up_lag_events,
-        limit: Some(options.catch_up_timeout),
-        pace: options.pace.clone(),
-        follow: false,
-        restart: false,
-    };
-    replayer::replay(core, &replayed.collect::<Vec<_>>(), &replay, &report).await?;
-    Ok(())
+    replayed.collect()
 }
 
 /// Proves the rows of the versions that have tables of their own, if that is asked for.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Changeover;
+use crate::discard::{self, Abandoned, DiscardError, DiscardOptions};
 use crate::prune::{self, PruneError, PruneOptions, Pruned};
 use crate::store::StoreError;
 use crate::verify::{self, BetweenOptions, Subject, Verified, VerifyError, VerifyOptions, VerifyProgress};
@@ -219,6 +220,49 @@ impl Changeover {
     /// ```
     pub async fn prune(&self, options: &PruneOptions) -> Result<Pruned, PruneError> {
         prune::prune(&self.core.store, options).await
+    }
+
+    /// What [`discard`](Self::discard) would drop.
+    ///
+    /// # Errors
+    ///
+    /// As [`discard`](Self::discard), but for what stands in the way of dropping the tables, which is told.
+    pub async fn plan_discard(
+        &self,
+        projector: &ProjectorName,
+        version: &semver::Version,
+    ) -> Result<Abandoned, DiscardError> {
+        discard::plan(&self.core.store, projector, version).await
+    }
+
+    /// Drops the tables of a version that was replayed and never activated, with its state and its checkpoints; and with those of
+    /// other versions that share its tables, if none of them was ever activated. Needs no projector code. Replayed again, it begins
+    /// with the first event.
+    ///
+    /// Refused while anybody is at it: a process that replays or verifies it, an activation that is to activate it; refused for
+    /// tables that were adopted. As with [`prune`](Self::prune), nothing goes along, and no lock is queued for.
+    ///
+    /// # Errors
+    ///
+    /// See [`DiscardError`]. Everything is as it was then.
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::DiscardError> {
+    /// use changeover::DiscardOptions;
+    ///
+    /// let (projector, version) = ("orders".parse().expect("a name"), changeover::semver::Version::new(2, 0, 0));
+    /// println!("{:?}", changeover.plan_discard(&projector, &version).await?);
+    /// let dropped = changeover.discard(&projector, &version, &DiscardOptions::default()).await?;
+    /// println!("{} is gone", dropped.schema);
+    /// # Ok(()) }
+    /// ```
+    pub async fn discard(
+        &self,
+        projector: &ProjectorName,
+        version: &semver::Version,
+        options: &DiscardOptions,
+    ) -> Result<Abandoned, DiscardError> {
+        discard::discard(&self.core.store, projector, version, options).await
     }
 }
 

@@ -5,9 +5,12 @@ use crate::activation::rollback::{self, RollbackError};
 use crate::activation::{self, ActivateError, ActivateOptions, Activated, ActivationProgress};
 use crate::adopt::{self, AdoptError, AdoptOptions, Adopted};
 use crate::expiry;
+use crate::optimize::{self, OptimizeError, OptimizeOptions, Optimized};
+use crate::replayer::shown::{self, RunningReplay};
 use crate::replayer::{self, CaughtUp, ReplayError, ReplayOptions, ReplayProgress};
 use crate::status::{Status, status};
 use crate::store::StoreError;
+use crate::upgrade::{self, UpgradeError, UpgradeOptions, UpgradeProgress, Upgraded};
 use crate::words::names::ProjectorName;
 use crate::words::plan::Plan;
 
@@ -53,6 +56,77 @@ impl Changeover {
         activation::activate(&self.core, options, on_progress).await
     }
 
+    /// Builds the secondary indexes that these projectors of this configuration should have and that are missing, and lets the
+    /// planner know of their rows; of every projector that has tables, if none is named. A replay does so after its bulk; this is
+    /// for an index that a version has got since, or that somebody dropped, and for tables that were adopted.
+    ///
+    /// Where the version only replays, indexes are built several at once. Where its tables are live they are built beside whoever
+    /// reads and writes them, by `CREATE INDEX CONCURRENTLY`, which holds nobody up and waits for transactions that are open;
+    /// a unique one is refused there. Goes on where an earlier call was killed: what it left half built is built anew. Of a projector that
+    /// runs its own SQL, only the indexes among its definitions are looked at. Costs one sequential read of a table for each
+    /// index, and one sample of each table.
+    ///
+    /// # Errors
+    ///
+    /// See [`OptimizeError`].
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::OptimizeError> {
+    /// use changeover::OptimizeOptions;
+    ///
+    /// for optimized in changeover.optimize(&[], &OptimizeOptions::default(), &|_| {}).await? {
+    ///     println!("{}: built {:?}", optimized.projector, optimized.built);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn optimize(
+        &self,
+        projectors: &[ProjectorName],
+        options: &OptimizeOptions,
+        on_progress: &(dyn Fn(&ReplayProgress) + Send + Sync),
+    ) -> Result<Vec<Optimized>, OptimizeError> {
+        let own = &self.core.configuration.projectors;
+        let mut wanted = Vec::with_capacity(projectors.len());
+        for name in projectors {
+            wanted.push(own.get(name).cloned().ok_or_else(|| OptimizeError::NotOurs(name.clone()))?);
+        }
+        if projectors.is_empty() {
+            wanted = optimize::there(&self.core).await?;
+        }
+        optimize::optimize(&self.core, &wanted, options, on_progress).await
+    }
+
+    /// The whole upgrade to this configuration: replays what has to be replayed, optimizes and catches up, proves the rows against
+    /// the log, and activates.
+    ///
+    /// Each step is kept by itself: called again after it was killed or stopped, it goes on where it was, whoever began it. Several
+    /// processes may do so at once: they share the replay, one of them switches, and the others find that it is done.
+    ///
+    /// # Errors
+    ///
+    /// See [`UpgradeError`].
+    ///
+    /// ```no_run
+    /// # async fn example(changeover: changeover::Changeover) -> Result<(), changeover::UpgradeError> {
+    /// use changeover::{UpgradeOptions, UpgradeProgress};
+    ///
+    /// let on_progress = |progress| {
+    ///     if let UpgradeProgress::Step(step) = progress {
+    ///         println!("{step}");
+    ///     }
+    /// };
+    /// let upgraded = changeover.upgrade(&UpgradeOptions::default(), &on_progress).await?;
+    /// println!("writers were paused for {} ms", upgraded.activated.pause_ms);
+    /// # Ok(()) }
+    /// ```
+    pub async fn upgrade(
+        &self,
+        options: &UpgradeOptions,
+        on_progress: &(dyn Fn(UpgradeProgress) + Send + Sync),
+    ) -> Result<Upgraded, UpgradeError> {
+        upgrade::upgrade(&self.core, options, on_progress).await
+    }
+
     /// Goes back: makes the configuration that was active before the active one again, if it is the one of this build. So it
     /// is run from the build of the old release, which holds the old projectors' code.
     ///
@@ -96,6 +170,20 @@ impl Changeover {
         let client = self.core.store.single().await?;
         let reason = format!("aborted by {requested_by}");
         expiry::give_back(&self.core.store, &client, None, "aborted", &reason, false).await
+    }
+
+    /// Ends what is replayed, verified or optimized right now, by any process: of these projectors, or of all of them if none is named.
+    /// Returns what was told to end; it does so within about a second, with [`ReplayError::Aborted`] or its like, and everything
+    /// that was replayed is kept. Who works on several projectors at once ends with all of them. A process that is frozen ends
+    /// when it wakes up.
+    pub async fn abort_replays(
+        &self,
+        projectors: &[ProjectorName],
+        requested_by: &str,
+    ) -> Result<Vec<RunningReplay>, StoreError> {
+        let client = self.core.store.single().await?;
+        let projectors = Some(projectors).filter(|projectors| !projectors.is_empty());
+        shown::abort(&self.core.store, &client, projectors, requested_by).await
     }
 
     /// Ends one activation, if it has not switched yet: what whoever performs it does when told to stop. Returns whether it

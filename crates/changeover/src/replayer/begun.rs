@@ -13,7 +13,7 @@ use crate::words::position::Position;
 
 /// A version that is being replayed.
 #[derive(Debug, Clone)]
-pub(super) struct Begun {
+pub(crate) struct Begun {
     pub(super) registered: Arc<Registered>,
     /// Which attempt at its tables this is. Whoever starts over begins another one, and what is still at this one is refused.
     pub(super) attempt: i32,
@@ -25,7 +25,7 @@ impl Begun {
     /// # Errors
     ///
     /// The tables hold rows that nobody replayed, or are not as they were made.
-    pub(super) async fn join(
+    pub(crate) async fn join(
         store: &Store,
         client: &Client,
         registered: &Arc<Registered>,

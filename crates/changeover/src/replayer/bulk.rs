@@ -532,6 +532,7 @@ impl Round<'_> {
                 horizon: self.up_to,
                 phase: ReplayPhase::Bulk,
                 events: fed.events,
+                indexing: None,
                 elapsed: self.started.elapsed(),
             });
         }

@@ -172,6 +172,18 @@ pub enum ReplayError {
         /// How many shards there are.
         shards: usize,
     },
+    /// Somebody ended it.
+    #[error(
+        "the replay of {projector} {version} was aborted by {by}; what was replayed is kept: `replay` goes on from there"
+    )]
+    Aborted {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// Who ended it.
+        by: String,
+    },
     /// The database did not do as asked.
     #[error("the database refused")]
     Store(#[from] StoreError),

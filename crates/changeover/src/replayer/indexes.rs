@@ -1,28 +1,69 @@
 //! The secondary indexes, and what the planner knows of the tables. Rows that we write ourselves go in faster without indexes; a
 //! projector's own statements may need them.
+//!
+//! A process that is killed leaves its statements to the server, which goes on with them for a while. So whoever builds an index
+//! locks its name, on the very connection that builds it: nobody else begins with it before that statement has ended.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tracing::info;
+use tokio_postgres::{CancelToken, Client, NoTls};
+use tracing::{debug, info};
 
 use super::begun::Begun;
-use super::{Pace, ReplayError};
+use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, position};
 use crate::core::Core;
+use crate::horizon;
+use crate::projector::Registered;
 use crate::projector::configuration::Indexes;
 use crate::registration;
-use crate::store::StoreError;
+use crate::replayer::Indexing;
+use crate::store::{Store, StoreError};
 
 /// How long to wait before looking again whether somebody else has built them.
 const BUSY: Duration = Duration::from_millis(50);
 
+/// How often the server is asked how far it is.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Begins a transaction that may stand still for as long as it takes.
+pub(crate) const BEGIN: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 0";
+
+/// Until another statement comes, the last one of a transaction keeps its snapshot, and with it every row that is deleted
+/// anywhere.
+pub(crate) const RELEASE_SNAPSHOT: &str = "SET LOCAL idle_in_transaction_session_timeout = 0";
+
+/// What builds an index.
+#[derive(Debug, Clone)]
+pub(crate) struct Statement {
+    /// The index, with its schema.
+    pub(crate) index: String,
+    pub(crate) create: String,
+    /// What drops one that was left half built.
+    pub(crate) discard: String,
+    /// Whether it is built beside others, which is nothing for a transaction.
+    pub(crate) live: bool,
+}
+
+/// The name by which one process at a time builds the indexes of a version's tables.
+pub(crate) fn claim_name(store: &Store, registered: &Registered) -> String {
+    format!("{} {} v{} indexes", store.schema, registered.target.projector, registered.major())
+}
+
 /// Builds what has to be there before the bulk.
-pub(super) async fn before_the_bulk(core: &Core, begun: &Begun, pace: &Pace) -> Result<(), ReplayError> {
+pub(super) async fn before_the_bulk(
+    core: &Core,
+    begun: &Begun,
+    pace: &Pace,
+    on_progress: OnProgress<'_>,
+) -> Result<(), ReplayError> {
     match begun.registered.indexes {
         Indexes::Each(_) => Ok(()),
         // The planner takes tables that nobody has analyzed for larger than empty ones.
-        Indexes::Whole(_) => build(core, begun, pace).await.map(drop),
+        Indexes::Whole(_) => build(core, begun, pace, on_progress).await.map(drop),
     }
 }
 
@@ -32,34 +73,35 @@ pub(super) async fn after_the_bulk(
     begun: &Begun,
     pace: &Pace,
     events: u64,
+    on_progress: OnProgress<'_>,
 ) -> Result<(), ReplayError> {
-    let built = build(core, begun, pace).await?;
+    let built = build(core, begun, pace, on_progress).await?;
     if built || (events > 0 && matches!(begun.registered.indexes, Indexes::Whole(_))) {
-        analyze(core, begun, pace).await?;
+        analyze(core, &begun.registered, at_once(pace)).await?;
     }
     Ok(())
 }
 
-async fn analyze(core: &Core, begun: &Begun, pace: &Pace) -> Result<(), StoreError> {
-    let client = core.store.single().await?;
-    let tables = core.store.query(&client, &core.store.sql.tables_of, &[&begun.registered.schema]).await?;
-    let analyze: Vec<String> =
-        tables.iter().map(|row| format!("ANALYZE {}", row.get::<_, &str>("name"))).collect();
-    run(core, &analyze, at_once(pace)).await
+fn at_once(pace: &Pace) -> usize {
+    pace.max_connections.saturating_sub(1).max(1)
 }
 
 /// Builds what is missing, one process at a time, several indexes at once. False where nothing was.
-async fn build(core: &Core, begun: &Begun, pace: &Pace) -> Result<bool, ReplayError> {
+pub(crate) async fn build(
+    core: &Core,
+    begun: &Begun,
+    pace: &Pace,
+    on_progress: OnProgress<'_>,
+) -> Result<bool, ReplayError> {
     let (store, registered) = (&core.store, &*begun.registered);
     let client = store.single().await?;
     let execute = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
-    let claim = format!("{} {} v{} indexes", store.schema, registered.target.projector, registered.major());
+    let claim = claim_name(store, registered);
     loop {
         if registration::is_indexed(store, &client, registered).await? {
             return Ok(false);
         }
-        execute("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 0")
-            .await?;
+        execute(BEGIN).await?;
         if store.query_one(&client, &store.sql.claim_shard, &[&claim]).await?.get("claimed") {
             break;
         }
@@ -68,10 +110,29 @@ async fn build(core: &Core, begun: &Begun, pace: &Pace) -> Result<bool, ReplayEr
     }
     match &registered.indexes {
         Indexes::Each(indexes) => {
-            let statements: Vec<String> = indexes.iter().map(|index| index.create.clone()).collect();
-            run(core, &statements, at_once(pace)).await?;
+            let statements = indexes.iter().map(|index| Statement {
+                index: index.name.clone(),
+                create: index.create.clone(),
+                discard: format!("DROP INDEX IF EXISTS {}", index.name),
+                live: false,
+            });
+            let statements: Vec<Statement> = statements.collect();
+            if !statements.is_empty() {
+                let at = at(core, &client, registered).await?;
+                execute(RELEASE_SNAPSHOT).await?;
+                run(core, registered, &statements, at_once(pace), at, on_progress).await?;
+            }
         }
-        Indexes::Whole(statements) => execute(statements).await?,
+        Indexes::Whole(statements) if statements.is_empty() => {}
+        Indexes::Whole(statements) => {
+            let mut at = at(core, &client, registered).await?;
+            at.indexing = Some(Indexing { built: 0, of: 1, percent: 0 });
+            on_progress(&at);
+            let given_up = Cancel::unless_done(&client);
+            execute("SET LOCAL statement_timeout = 0").await?;
+            execute(statements).await?;
+            given_up.done();
+        }
     }
     let params: [&(dyn postgres_types::ToSql + Sync); 3] =
         [&registered.target.projector.as_str(), &registered.major(), &begun.attempt];
@@ -84,29 +145,163 @@ async fn build(core: &Core, begun: &Begun, pace: &Pace) -> Result<bool, ReplayEr
     Ok(true)
 }
 
-fn at_once(pace: &Pace) -> usize {
-    pace.max_connections.saturating_sub(1).max(1)
+/// What a report begins with.
+pub(crate) async fn at(
+    core: &Core,
+    client: &Client,
+    registered: &Registered,
+) -> Result<ReplayProgress, StoreError> {
+    let (projector, version) = registered.id();
+    Ok(ReplayProgress {
+        projector,
+        version,
+        position: position(core, client, registered).await?,
+        horizon: horizon::look(&core.store, client).await?.horizon,
+        phase: ReplayPhase::Indexing,
+        events: 0,
+        indexing: None,
+        elapsed: Duration::ZERO,
+    })
 }
 
-/// Runs statements on connections of their own.
-async fn run(core: &Core, statements: &[String], at_once: usize) -> Result<(), StoreError> {
+/// Builds indexes, so many at once, each on a connection of its own.
+pub(crate) async fn run(
+    core: &Core,
+    registered: &Registered,
+    statements: &[Statement],
+    at_once: usize,
+    at: ReplayProgress,
+    on_progress: OnProgress<'_>,
+) -> Result<(), StoreError> {
+    let (store, started) = (&core.store, Instant::now());
+    let watcher = store.single().await?;
+    let of = u32::try_from(statements.len()).unwrap_or(u32::MAX);
+    let (mut built, mut percent) = (0, 0);
+    let mut waiting = statements.iter().cloned();
     let mut running = JoinSet::new();
-    for statement in statements {
-        if running.len() >= at_once
+    loop {
+        while running.len() < at_once.max(1)
+            && let Some(statement) = waiting.next()
+        {
+            running.spawn(build_one(store.clone(), statement));
+        }
+        let indexing = Some(Indexing { built, of, percent });
+        on_progress(&ReplayProgress { indexing, elapsed: started.elapsed(), ..at.clone() });
+        tokio::select! {
+            done = running.join_next() => {
+                let Some(done) = done else { return Ok(()) };
+                done.expect("BUG: a statement panicked")?;
+                built += 1;
+            }
+            () = sleep(LOOK) => {
+                let row = store.query_one(&watcher, &store.sql.indexing, &[&registered.schema]).await?;
+                percent = u8::try_from(row.get::<_, i32>("percent").clamp(0, 100)).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// Builds one, unless it is there by the time that nobody else is at it.
+async fn build_one(store: Arc<Store>, statement: Statement) -> Result<(), StoreError> {
+    let Statement { index, create, discard, live } = statement;
+    let client = store.single().await?;
+    let execute = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
+    // However the name is quoted.
+    let claim = format!("{} index {}", store.schema, index.replace('"', ""));
+    if live {
+        // Of the session, since this is nothing for a transaction; both end with the connection.
+        execute("SET statement_timeout = 0").await?;
+        while !store.query_one(&client, &store.sql.lock_index, &[&claim]).await?.get::<_, bool>("locked") {
+            sleep(BUSY).await;
+        }
+    } else {
+        loop {
+            execute(BEGIN).await?;
+            if store.query_one(&client, &store.sql.claim_shard, &[&claim]).await?.get("claimed") {
+                break;
+            }
+            execute("ROLLBACK").await?;
+            sleep(BUSY).await;
+        }
+        execute("SET LOCAL statement_timeout = 0").await?;
+    }
+    let given_up = Cancel::unless_done(&client);
+    let state = store.query_opt(&client, &store.sql.index_state, &[&index]).await?;
+    let is_valid = state.map(|row| row.get::<_, bool>("is_valid"));
+    if is_valid == Some(false) {
+        debug!(index, "was left half built: it is built anew");
+        execute(&discard).await?;
+    }
+    if is_valid != Some(true) {
+        execute(&create).await?;
+    }
+    if !live {
+        execute("COMMIT").await?;
+    }
+    given_up.done();
+    Ok(())
+}
+
+/// The tables of a version.
+async fn tables(store: &Store, client: &Client, registered: &Registered) -> Result<Vec<String>, StoreError> {
+    let rows = store.query(client, &store.sql.tables_of, &[&registered.schema]).await?;
+    Ok(rows.iter().map(|row| row.get("name")).collect())
+}
+
+/// Lets the planner know of the rows. Returns the tables.
+pub(crate) async fn analyze(
+    core: &Core,
+    registered: &Registered,
+    at_once: usize,
+) -> Result<Vec<String>, StoreError> {
+    let store = &core.store;
+    let tables = tables(store, &store.single().await?, registered).await?;
+    let mut running = JoinSet::new();
+    for table in &tables {
+        if running.len() >= at_once.max(1)
             && let Some(done) = running.join_next().await
         {
             done.expect("BUG: a statement panicked")?;
         }
-        let (store, statement) = (core.store.clone(), statement.clone());
+        // A role's own limit is for its usual statements.
+        let statement = format!("BEGIN; SET LOCAL statement_timeout = 0; ANALYZE {table}; COMMIT");
+        let store = store.clone();
         running.spawn(async move {
             let client = store.single().await?;
-            // A role's own limit is for its usual statements.
-            client.batch_execute("SET statement_timeout = 0").await?;
-            Ok::<_, StoreError>(client.batch_execute(&statement).await?)
+            let given_up = Cancel::unless_done(&client);
+            client.batch_execute(&statement).await?;
+            given_up.done();
+            Ok::<_, StoreError>(())
         });
     }
     while let Some(done) = running.join_next().await {
         done.expect("BUG: a statement panicked")?;
     }
-    Ok(())
+    Ok(tables)
+}
+
+/// Cancels what a connection is at, if nobody waits for it any more.
+struct Cancel(Option<CancelToken>);
+
+impl Cancel {
+    fn unless_done(client: &Client) -> Self {
+        Self(Some(client.cancel_token()))
+    }
+
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        let (Some(token), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn(async move {
+            if let Err(error) = token.cancel_query(NoTls).await {
+                debug!(%error, "what nobody waits for any more was not cancelled");
+            }
+        });
+    }
 }

@@ -8,13 +8,15 @@ mod bulk;
 mod claims;
 mod error;
 mod follow;
-mod indexes;
+pub(crate) mod indexes;
 mod options;
 mod over;
 mod place;
 mod progress;
 mod shard;
+pub(crate) mod shown;
 mod source;
+mod speed;
 mod split;
 mod statements;
 mod throttle;
@@ -25,11 +27,13 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tracing::info;
 
-use self::begun::Begun;
+pub(crate) use self::begun::Begun;
 pub(crate) use self::bulk::fold_afresh;
 pub use self::error::ReplayError;
 pub use self::options::{Pace, ReplayOptions, Throttle};
-pub use self::progress::{CaughtUp, ReplayPhase, ReplayProgress};
+pub use self::progress::{CaughtUp, Indexing, ReplayPhase, ReplayProgress};
+use self::shown::{Purpose, Shown};
+pub use self::speed::{Left, Speed};
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::decider::read_states;
@@ -46,9 +50,30 @@ use crate::words::state::ProjectorState;
 /// Whoever wants to see progress.
 pub(crate) type OnProgress<'a> = &'a (dyn Fn(&ReplayProgress) + Send + Sync);
 
+/// Replays, and shows how far it is to whoever looks from outside; ends where somebody aborts it.
+pub(crate) async fn replay(
+    core: &Core,
+    wanted: &[Arc<Registered>],
+    options: &ReplayOptions,
+    on_progress: OnProgress<'_>,
+) -> Result<Vec<CaughtUp>, ReplayError> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let shown = Shown::begin(core, Purpose::Replay, wanted, Some(&options.requested_by)).await;
+    let report = |progress: &ReplayProgress| {
+        shown.note(progress);
+        on_progress(progress);
+    };
+    let aborted = |projector, version, by| ReplayError::Aborted { projector, version, by };
+    let done = shown.until(Box::pin(replay_all(core, wanted, options, &report)), aborted).await;
+    shown.end().await;
+    done
+}
+
 /// Registers versions and feeds them until at most `lag_events` are left: first the bulk of the log, in parallel and all of them
 /// together, then their indexes, then what came meanwhile, by the same step as live publishing.
-pub(crate) async fn replay(
+async fn replay_all(
     core: &Core,
     wanted: &[Arc<Registered>],
     options: &ReplayOptions,
@@ -64,13 +89,13 @@ pub(crate) async fn replay(
         begun.push(Begun::join(&core.store, &client, registered).await?);
     }
     for begun in &begun {
-        indexes::before_the_bulk(core, begun, &options.pace).await?;
+        indexes::before_the_bulk(core, begun, &options.pace, on_progress).await?;
     }
     let mut done = bulk::replay(core, &begun, &options.pace, on_progress).await?;
     let mut caught_up = Vec::with_capacity(begun.len());
     for begun in &begun {
         let events = done.remove(&begun.registered.target.projector).unwrap_or_default();
-        indexes::after_the_bulk(core, begun, &options.pace, events).await?;
+        indexes::after_the_bulk(core, begun, &options.pace, events, on_progress).await?;
         caught_up.push(catch_up(core, begun, options, events, on_progress).await?);
     }
     if options.follow {
@@ -96,6 +121,7 @@ async fn catch_up(
         horizon: Position::START,
         phase: ReplayPhase::CatchingUp,
         events,
+        indexing: None,
         elapsed: Duration::ZERO,
         projector: projector.clone(),
         version: version.clone(),

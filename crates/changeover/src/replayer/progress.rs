@@ -13,6 +13,8 @@ use crate::words::position::Position;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ReplayPhase {
+    /// The tables are made, or emptied to start over.
+    Beginning,
     /// The bulk of the log, in parallel.
     Bulk,
     /// Secondary indexes, and what the planner knows of the tables.
@@ -27,6 +29,7 @@ impl ReplayPhase {
     /// The word.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Beginning => "beginning",
             Self::Bulk => "bulk",
             Self::Indexing => "indexing",
             Self::CatchingUp => "catching up",
@@ -56,6 +59,8 @@ pub struct ReplayProgress {
     pub phase: ReplayPhase,
     /// Events projected by this call so far.
     pub events: u64,
+    /// How far the indexes are, while they are built.
+    pub indexing: Option<Indexing>,
     /// How long this call has been at it.
     pub elapsed: Duration,
 }
@@ -65,6 +70,17 @@ impl ReplayProgress {
     pub fn lag_events(&self) -> i64 {
         (self.horizon.get() - self.position.get()).max(0)
     }
+}
+
+/// How far the secondary indexes of a version's tables are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Indexing {
+    /// How many of them are built.
+    pub built: u32,
+    /// How many are to be built.
+    pub of: u32,
+    /// How far those are that are being built, as the server tells.
+    pub percent: u8,
 }
 
 /// A version whose checkpoint has reached a horizon.

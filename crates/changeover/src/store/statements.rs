@@ -78,6 +78,10 @@ statements! {
     replication_lag();
     indexed(TEXT, INT8, INT4);
     tables_of(TEXT);
+    secondary_indexes(TEXT);
+    lock_index(TEXT);
+    index_state(TEXT);
+    indexing(TEXT);
     advance_checkpoint(TEXT, INT8, INT4, INT8, INT8);
     checkpoints();
     reached(TEXT, INT8, INT8, TEXT_ARRAY);
@@ -106,6 +110,8 @@ statements! {
     lock_checkpoints(TEXT, INT8);
     prune_versions(TEXT, INT8, TEXT, FLOAT8);
     forget_tables(TEXT, INT8);
+    abandoned(TEXT, INT8, FLOAT8, FLOAT8, TEXT);
+    discard_versions(TEXT, INT8, TEXT, FLOAT8, FLOAT8, TEXT);
     in_the_way(TEXT, INT4);
     stable_views(TEXT);
     lock_views(TEXT);
@@ -129,6 +135,11 @@ statements! {
     see_instance(UUID, TEXT, TEXT, JSON, TEXT, TEXT);
     forget_instances(UUID, FLOAT8);
     instances();
+    show_replay(UUID, JSON, FLOAT8, FLOAT8);
+    see_replay(UUID, JSON);
+    forget_replay(UUID);
+    abort_replays(TEXT_ARRAY, TEXT);
+    replays();
     notify(TEXT, TEXT);
 }
 

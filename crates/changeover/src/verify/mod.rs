@@ -30,6 +30,7 @@ pub use self::verdict::{Against, RowDifference, RowDiffers, TableVerdict, Values
 use crate::core::Core;
 use crate::in_flight::Blocker;
 use crate::projector::Registered;
+use crate::replayer::shown::{Purpose, Shown};
 use crate::replayer::{Pace, ReplayError, ReplayProgress};
 use crate::store::quote::relation;
 use crate::store::{On, StoreError};
@@ -127,6 +128,16 @@ pub enum VerifyError {
         table: String,
         /// How it differs.
         differences: Vec<String>,
+    },
+    /// Somebody ended it.
+    #[error("the verification of {projector} {version} was aborted by {by}: nothing can be said of its rows")]
+    Aborted {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// Who ended it.
+        by: String,
     },
     /// The projector's DDL failed.
     #[error("the tables to compare those of {projector} {version} with cannot be created")]
@@ -264,7 +275,17 @@ pub(crate) async fn verify(
     // Before anything is made: there may be nothing to compare.
     let first = live.snapshot(None).await?;
     let mut scratch = Scratch::make(core, subject.registered).await?;
-    let compared = compare(&live, &mut scratch, first, options, on_progress).await;
+    let shown = Shown::begin(core, Purpose::Verify, std::slice::from_ref(&scratch.registered), None).await;
+    let report = |progress: VerifyProgress| {
+        if let VerifyProgress::Folding(progress) = &progress {
+            shown.note(progress);
+        }
+        on_progress(progress);
+    };
+    let comparing = Box::pin(compare(&live, &mut scratch, first, options, &report));
+    let aborted = |projector, version, by| VerifyError::Aborted { projector, version, by };
+    let compared = shown.until(comparing, aborted).await;
+    shown.end().await;
     let whole = scratch.is_whole().await;
     let (events, skipped_events) = (scratch.events, scratch.skipped.len());
     let dropped = scratch.drop().await;

@@ -173,6 +173,7 @@ impl<'c> Scratch<'c> {
                 phase: ReplayPhase::CatchingUp,
                 horizon: to,
                 events: self.events,
+                indexing: None,
                 elapsed: self.started.elapsed(),
             }));
         }

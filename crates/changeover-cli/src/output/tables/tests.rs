@@ -1,7 +1,8 @@
 use std::time::{Duration, SystemTime};
 
 use changeover::{
-    Delivery, Generation, Obstacle, Position, ProjectorName, ProjectorState, ReplayProgress, TablesStatus,
+    Delivery, Generation, Obstacle, Position, ProjectorName, ProjectorState, ReplayProgress, RunningReplay,
+    TablesStatus,
 };
 use insta::assert_snapshot;
 
@@ -78,6 +79,7 @@ fn a_status(projectors: Vec<ProjectorStatus>) -> Status {
         projectors,
         views: Vec::new(),
         activation: None,
+        replays: Vec::new(),
         in_flight: Vec::new(),
         instances: Vec::new(),
     }
@@ -105,6 +107,43 @@ fn status_in_the_middle_of_everything() {
         projector("invoices", "1.1.0", Active, Some(stalled_tables())),
         projector("later", "1.0.0", Replaying, None),
     ]);
+    let replay = RunningReplay {
+        id: uuid::Uuid::from_u128(2),
+        projector: name("orders"),
+        version: version("2.0.0"),
+        purpose: "replay".to_owned(),
+        phase: "bulk".to_owned(),
+        position: Position::new(234_567),
+        lag_events: 1_000_000,
+        events: 234_000,
+        events_per_sec: Some(40_000.4),
+        left_secs: Some(25.0),
+        indexes_built: None,
+        indexes: None,
+        requested_by: Some("ci@build".to_owned()),
+        instance: uuid::Uuid::from_u128(3),
+        application: "shop".to_owned(),
+        application_version: "2.3.0".to_owned(),
+        host: Some("build-7".to_owned()),
+        pid: 4_711,
+        age_secs: 6.0,
+        silent_secs: 0.4,
+        alive: true,
+        aborted_by: None,
+    };
+    status.replays = vec![
+        RunningReplay {
+            phase: "indexing".to_owned(),
+            events_per_sec: None,
+            left_secs: None,
+            indexes_built: Some(1),
+            indexes: Some(3),
+            aborted_by: Some("ada".to_owned()),
+            ..replay.clone()
+        },
+        RunningReplay { host: None, alive: false, silent_secs: 72.0, ..replay.clone() },
+        replay,
+    ];
     status.activation = Some(OpenActivation {
         id: 12,
         requested_by: "ci@build".to_owned(),
@@ -129,6 +168,12 @@ invoices 1.1.0 is stalled at position 1001 (Paid): no such currency  [31m
   mend it and `retry invoices`, or go on without this event: `skip invoices --position 1001`
 
 Activation 12 by ci@build has been under way for 13 min; writers are paused, for 1.2 s more at most.
+
+UNDER WAY  PROJECTOR  VERSION  PHASE              EVENTS  EVENTS/S        LAG  LEFT  PROCESS          APPLICATION  ASKED BY  SEEN
+replay     orders     2.0.0    indexing, 1 of 3  234,000            1,000,000        4711 on build-7  shop 2.3.0   ci@build  now, aborted by ada
+replay     orders     2.0.0    bulk              234,000    40,000  1,000,000  25 s  4711             shop 2.3.0   ci@build  72 s ago: gone
+replay     orders     2.0.0    bulk              234,000    40,000  1,000,000  25 s  4711 on build-7  shop 2.3.0   ci@build  now
+
 No transaction has been in flight for more than 1 s.
 
 INSTANCE                              APPLICATION  VERSION  READINESS  SEEN            ADDRESS               CONFIGURATION
@@ -220,6 +265,7 @@ fn what_was_replayed() {
         version: version("2.0.0"),
         position: Position::new(1_000_000),
         horizon: Position::new(1_000_120),
+        indexing: None,
         phase: changeover::ReplayPhase::Bulk,
         events: 900_000,
         elapsed: Duration::from_secs(90),

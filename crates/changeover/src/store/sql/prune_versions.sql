@@ -16,8 +16,11 @@ WITH own AS (
       )
     RETURNING s.version
 )
-INSERT INTO {schema}.pruned_versions AS p (projector, version, pruned_by)
-SELECT $1, gone.version, $3 FROM gone
+INSERT INTO {schema}.pruned_versions AS p (projector, version, pruned_by, attempt)
+SELECT $1, gone.version, $3,
+       (SELECT c.attempt FROM {schema}.checkpoints c WHERE c.projector = $1 AND c.major = $2 AND c.shard = 0)
+FROM gone
 ON CONFLICT ON CONSTRAINT pruned_versions_pkey DO UPDATE
-SET pruned_by = excluded.pruned_by, pruned_at = clock_timestamp()
+SET pruned_by = excluded.pruned_by, pruned_at = clock_timestamp(), activated = true,
+    attempt = greatest(p.attempt, excluded.attempt)
 RETURNING p.version;

@@ -3,16 +3,24 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use changeover::ReplayProgress;
+use super::ReplayProgress;
 
 /// What the estimates look back on.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Estimates from less than this would jump about.
 const ENOUGH: Duration = Duration::from_millis(500);
 
-/// The last seconds of a replay.
-#[derive(Debug, Default)]
-pub(crate) struct Pace {
+/// The last seconds of a replay: how fast it is, and when it will have caught up.
+///
+/// ```
+/// use changeover::{Left, Speed};
+///
+/// let mut speed = Speed::default();
+/// // To be fed with what a replay reports, each projector by itself.
+/// assert_eq!((speed.events_per_sec(), speed.left()), (None, Left::Unknown));
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Speed {
     samples: VecDeque<Sample>,
 }
 
@@ -23,9 +31,9 @@ struct Sample {
     lag_events: i64,
 }
 
-/// When it will be done.
+/// When a replay will have caught up.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Left {
+pub enum Left {
     /// Nobody can say yet.
     Unknown,
     /// If it goes on like this.
@@ -34,8 +42,9 @@ pub(crate) enum Left {
     Never,
 }
 
-impl Pace {
-    pub(crate) fn push(&mut self, progress: &ReplayProgress) {
+impl Speed {
+    /// Takes note of how far it has come.
+    pub fn push(&mut self, progress: &ReplayProgress) {
         let sample =
             Sample { at: progress.elapsed, events: progress.events, lag_events: progress.lag_events() };
         // Another replay of the same projector counts from the beginning.
@@ -55,15 +64,15 @@ impl Pace {
         (between >= ENOUGH).then_some((first, last, between.as_secs_f64()))
     }
 
-    /// Events projected each second.
+    /// Events projected each second, over the last ten seconds; none before that can be told.
     #[allow(clippy::cast_precision_loss)]
-    pub(crate) fn events_per_sec(&self) -> Option<f64> {
+    pub fn events_per_sec(&self) -> Option<f64> {
         self.ends().map(|(first, last, secs)| (last.events - first.events) as f64 / secs)
     }
 
     /// When the lag will be gone, by how fast it shrinks: what is appended meanwhile counts too.
     #[allow(clippy::cast_precision_loss)]
-    pub(crate) fn left(&self) -> Left {
+    pub fn left(&self) -> Left {
         let Some((first, last, secs)) = self.ends() else { return Left::Unknown };
         let shrinks = (first.lag_events - last.lag_events) as f64 / secs;
         if last.lag_events == 0 {
@@ -78,31 +87,32 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use changeover::Position;
-
+    use super::super::ReplayPhase;
     use super::*;
+    use crate::words::position::Position;
 
     /// Each sample: milliseconds, events, position, horizon.
-    fn pace(samples: &[(u64, u64, i64, i64)]) -> Pace {
-        let mut pace = Pace::default();
+    fn speed(samples: &[(u64, u64, i64, i64)]) -> Speed {
+        let mut speed = Speed::default();
         for &(millis, events, position, horizon) in samples {
-            pace.push(&ReplayProgress {
+            speed.push(&ReplayProgress {
                 projector: "orders".parse().unwrap(),
                 version: "2.0.0".parse().unwrap(),
                 position: Position::new(position),
                 horizon: Position::new(horizon),
-                phase: changeover::ReplayPhase::Bulk,
+                phase: ReplayPhase::Bulk,
                 events,
+                indexing: None,
                 elapsed: Duration::from_millis(millis),
             });
         }
-        pace
+        speed
     }
 
     #[test]
     fn an_estimate_counts_what_is_appended_meanwhile() {
         let check = |samples: &[(u64, u64, i64, i64)], expected: Left| {
-            assert_eq!(pace(samples).left(), expected, "{samples:?}");
+            assert_eq!(speed(samples).left(), expected, "{samples:?}");
         };
         check(&[], Left::Unknown);
         check(&[(0, 0, 0, 1_000)], Left::Unknown);
@@ -119,14 +129,14 @@ mod tests {
     fn only_the_last_seconds_count() {
         let slow_then_fast =
             [(0, 0, 0, 100_000), (20_000, 20, 20, 100_000), (30_000, 10_020, 10_020, 100_000)];
-        assert_eq!(pace(&slow_then_fast).events_per_sec(), Some(1_000.0));
-        assert_eq!(pace(&[(0, 0, 0, 10), (5_000, 10, 10, 10)]).events_per_sec(), Some(2.0));
+        assert_eq!(speed(&slow_then_fast).events_per_sec(), Some(1_000.0));
+        assert_eq!(speed(&[(0, 0, 0, 10), (5_000, 10, 10, 10)]).events_per_sec(), Some(2.0));
     }
 
     #[test]
     fn a_replay_that_begins_anew_is_not_compared_with_the_one_before() {
         let twice =
             [(0, 0, 0, 1_000), (9_000, 900, 900, 1_000), (100, 10, 910, 1_000), (1_100, 20, 920, 1_000)];
-        assert_eq!(pace(&twice).events_per_sec(), Some(10.0));
+        assert_eq!(speed(&twice).events_per_sec(), Some(10.0));
     }
 }
