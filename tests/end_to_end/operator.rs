@@ -231,7 +231,7 @@ async fn child() {
         Task::Upgrade { stop_at } => {
             let stop = Once::new();
             let on_progress = |progress: UpgradeProgress| {
-                stop.here(matches!(progress, UpgradeProgress::Step(step) if step.as_str() == stop_at));
+                stop.here(matches!(progress, UpgradeProgress::Step(begun) if begun.as_str() == stop_at));
             };
             end(changeover.upgrade(&crate::whole_upgrade::options(), &on_progress).await);
         }

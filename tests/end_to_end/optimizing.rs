@@ -191,7 +191,7 @@ async fn a_version_that_is_replayed_gets_what_it_lacks_and_one_that_is_in_its_bu
     let phases = std::sync::Mutex::new(Vec::new());
     client.batch_execute(indexes).await.unwrap();
     let note = |progress: &changeover::ReplayProgress| {
-        phases.lock().unwrap().push((progress.phase, progress.indexing))
+        phases.lock().unwrap().push((progress.phase, progress.indexing));
     };
     let _ = instance.optimize(&[], &OptimizeOptions::default(), &note).await.unwrap();
     let phases = phases.into_inner().unwrap();

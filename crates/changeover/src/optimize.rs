@@ -319,6 +319,7 @@ impl Secondary {
         let on = format!("{} ON {}{using}", ident(name), relation(schema, table));
         Statement {
             index: format!("{schema}.{}", self.quoted),
+            lock: if live { format!("{schema}.{table}") } else { format!("{schema}.{name}") },
             create: if live {
                 format!("CREATE {unique}INDEX CONCURRENTLY {on}")
             } else {

@@ -25,6 +25,9 @@ use crate::store::{Store, StoreError};
 /// How long to wait before looking again whether somebody else has built them.
 const BUSY: Duration = Duration::from_millis(50);
 
+/// How often it is tried to build an index beside others where that ends in a deadlock with one of them.
+const TRIES: usize = 3;
+
 /// How often the server is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -41,6 +44,8 @@ pub(crate) const RELEASE_SNAPSHOT: &str = "SET LOCAL idle_in_transaction_session
 pub(crate) struct Statement {
     /// The index, with its schema.
     pub(crate) index: String,
+    /// What nobody else may be at meanwhile. Beside others that is the table: two who build on one table wait for each other.
+    pub(crate) lock: String,
     pub(crate) create: String,
     /// What drops one that was left half built.
     pub(crate) discard: String,
@@ -112,6 +117,7 @@ pub(crate) async fn build(
         Indexes::Each(indexes) => {
             let statements = indexes.iter().map(|index| Statement {
                 index: index.name.clone(),
+                lock: index.name.replace('"', ""),
                 create: index.create.clone(),
                 discard: format!("DROP INDEX IF EXISTS {}", index.name),
                 live: false,
@@ -203,11 +209,10 @@ pub(crate) async fn run(
 
 /// Builds one, unless it is there by the time that nobody else is at it.
 async fn build_one(store: Arc<Store>, statement: Statement) -> Result<(), StoreError> {
-    let Statement { index, create, discard, live } = statement;
+    let Statement { index, lock, create, discard, live } = statement;
     let client = store.single().await?;
     let execute = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
-    // However the name is quoted.
-    let claim = format!("{} index {}", store.schema, index.replace('"', ""));
+    let claim = format!("{} index {lock}", store.schema);
     if live {
         // Of the session, since this is nothing for a transaction; both end with the connection.
         execute("SET statement_timeout = 0").await?;
@@ -233,7 +238,15 @@ async fn build_one(store: Arc<Store>, statement: Statement) -> Result<(), StoreE
         execute(&discard).await?;
     }
     if is_valid != Some(true) {
-        execute(&create).await?;
+        let mut tries = 1;
+        while let Err(error) = execute(&create).await {
+            if !live || !error.is_retryable() || tries == TRIES {
+                return Err(error);
+            }
+            debug!(%error, index, "somebody's lock was in the way of building it: trying again");
+            tries += 1;
+            execute(&discard).await?;
+        }
     }
     if !live {
         execute("COMMIT").await?;
