@@ -10,7 +10,7 @@ use changeover::semver::Version;
 use changeover::tokio_postgres::Client;
 use changeover::{
     ActivateError, ActivateOptions, Activated, ActivationProgress, AppendError, CaughtUp, Changeover,
-    Configuration, Delivery, Expected, FoldProjector, ProjectorName, ReplayError, ReplayOptions,
+    Configuration, Delivery, Expected, FoldProjector, ProjectorName, ReplayError, ReplayOptions, ReplayPhase,
     ReplayProgress, RollbackError,
 };
 use changeover_testkit::Database;
@@ -182,6 +182,8 @@ pub(crate) fn phase(progress: &ActivationProgress) -> &'static str {
     match progress {
         ActivationProgress::Planned(_) => "planned",
         ActivationProgress::Started { .. } => "started",
+        // Whoever is held there holds others, too: one process at a time builds indexes.
+        ActivationProgress::Replaying(progress) if progress.phase == ReplayPhase::Indexing => "indexing",
         ActivationProgress::Replaying(_) => "replaying",
         ActivationProgress::Verifying(_) => "verifying",
         ActivationProgress::WaitingForInstances { .. } => "waiting for instances",

@@ -249,12 +249,22 @@ async fn shards_that_stand_apart_go_on_each_from_its_own_position() {
         tokio::spawn(async move { try_replay(&instance, &with(cramped(3))).await })
     };
     // The others get on for as long as there is something for them in the queue.
+    let waiting = async |then: &str| {
+        let sql = format!(
+            "SELECT count({then}) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        );
+        client.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
     eventually(SOON, || async {
         let now = checkpoints(&client, 2).await;
         now.iter().filter(|(shard, position)| **position > before[shard] + 1_000).count() == 2
+            && waiting("*").await == 1
     })
     .await;
     replaying.abort();
+    // What the one that waits has sent already is not to be done once it need not wait any more.
+    assert_eq!(waiting("pg_terminate_backend(pid)").await, 1);
+    eventually(SOON, || async { waiting("*").await == 0 }).await;
     held.rollback().await.unwrap();
     eventually(SOON, || async { claims(&client).await.is_empty() }).await;
     let apart = checkpoints(&client, 2).await;

@@ -85,7 +85,8 @@ async fn who_has_written_nothing_yet_when_it_starts_over_writes_nothing_any_more
     let lazy = Pace { memory_bytes: 64 << 20, checkpoint_every: Duration::from_mins(1), ..slowly(3, 20_000) };
     let late = tokio::spawn(async move { one.replay(&[accounts()], &with(lazy), &|_| {}).await });
     eventually(SOON, || async { !claims(&client).await.is_empty() }).await;
-    assert_eq!(replay(&other, &over(with(cramped(3)))).await, handled_after(&client, 0).await);
+    // What it read while the one before still held shards, it may have read again.
+    assert!(replay(&other, &over(with(cramped(3)))).await >= handled_after(&client, 0).await);
     let late = timeout(SOON, late).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(late, ReplayError::StartedOver { .. }), "{late:?}");
     is_the_same(&client).await;
