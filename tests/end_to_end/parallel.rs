@@ -11,6 +11,7 @@ use crate::accounts::{
     serially, with,
 };
 use crate::orders::instance;
+use crate::parallel_breaking::handled_after;
 use crate::releases::{SOON, instance_of};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -33,6 +34,27 @@ async fn rows_are_those_of_a_serial_replay_whatever_the_shards_and_the_memory() 
         // Live publishing goes on where the shards met.
         replay(&narrow, &serially()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn types_that_nobody_handles_are_left_out_also_where_the_server_sends_everything() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let serial = of::<1>(&database).await;
+    fill(&client, 0.45, 130_000).await;
+    // Without gaps; and what is read first holds nothing that is not handled, so that nobody asks the server to choose.
+    let sql = "UPDATE changeover.events SET position = -position / 2; UPDATE changeover.events SET position = -position;
+               UPDATE changeover.events SET type = 'Nothing', data = '{}' WHERE type = 'Unheard' AND position <= 70000";
+    client.batch_execute(sql).await.unwrap();
+    client.query_one("SELECT setval('changeover.event_position', 130000)", &[]).await.unwrap();
+    let heard = handled_after(&client, 0).await;
+    assert!(heard < 129_000);
+    replay(&serial, &serially()).await;
+    let parallel = of::<2>(&database).await;
+    let pace = Pace { shards: Some(2), max_connections: 4, ..at_once() };
+    assert_eq!(replay(&parallel, &with(pace)).await, heard);
+    assert_eq!(differences(&client, 1, 2).await, 0);
+    is_whole(&client, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
