@@ -21,6 +21,7 @@ use crate::core::Core;
 use crate::projector::Registered;
 use crate::projector::configuration::Indexes;
 use crate::registration::registry;
+use crate::replayer::claims;
 use crate::replayer::indexes::{self, Statement};
 use crate::replayer::shown::{Purpose, Shown};
 use crate::replayer::{Begun, OnProgress, Pace, ReplayError, ReplayProgress};
@@ -226,10 +227,7 @@ async fn one(
         }
         let claim = indexes::claim_name(store, registered);
         // One process at a time; whoever waits looks again at what is missing.
-        client.batch_execute(indexes::BEGIN).await.map_err(StoreError::from)?;
-        let claimed: bool = store.query_one(&client, &store.sql.claim_shard, &[&claim]).await?.get("claimed");
-        if !claimed {
-            client.batch_execute("ROLLBACK").await.map_err(StoreError::from)?;
+        if !claims::begin(store, &client, &claim).await? {
             sleep(BUSY).await;
             continue;
         }
@@ -237,7 +235,7 @@ async fn one(
             missing.iter().map(|index| index.statement(&registered.schema, live)).collect();
         let at = indexes::at(core, &client, registered).await?;
         // An index that is built beside others would wait for the snapshot of the last statement.
-        client.batch_execute(indexes::RELEASE_SNAPSHOT).await.map_err(StoreError::from)?;
+        client.batch_execute(claims::RELEASE_SNAPSHOT).await.map_err(StoreError::from)?;
         indexes::run(core, registered, &statements, options.max_connections, at, on_progress).await?;
         client.batch_execute("COMMIT").await.map_err(StoreError::from)?;
         built.extend(missing.iter().map(|index| index.identity(registered)));

@@ -8,6 +8,28 @@ use tokio_postgres::Client;
 use crate::projector::Registered;
 use crate::store::{Store, StoreError};
 
+/// Begins a transaction that may stand still for as long as it takes.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 0";
+
+/// Until another statement comes, the last one of a transaction keeps its snapshot, and with it every row that is deleted
+/// anywhere.
+pub(crate) const RELEASE_SNAPSHOT: &str = "SET LOCAL idle_in_transaction_session_timeout = 0";
+
+/// Claims a name until the transaction ends. False if somebody else has it.
+pub(crate) async fn claim(store: &Store, client: &Client, name: &str) -> Result<bool, StoreError> {
+    Ok(store.query_one(client, &store.sql.claim_shard, &[&name]).await?.get("claimed"))
+}
+
+/// Begins a transaction that claims a name. False, and no transaction is open, if somebody else has it.
+pub(crate) async fn begin(store: &Store, client: &Client, name: &str) -> Result<bool, StoreError> {
+    client.batch_execute(BEGIN).await?;
+    let claimed = claim(store, client, name).await?;
+    if !claimed {
+        client.batch_execute("ROLLBACK").await?;
+    }
+    Ok(claimed)
+}
+
 /// What one process has claimed.
 pub(super) struct Claims<'s> {
     store: &'s Store,
@@ -29,7 +51,7 @@ impl<'s> Claims<'s> {
         unfinished: &[(&Registered, Vec<i32>)],
     ) -> Result<Self, StoreError> {
         let client = store.single().await?;
-        client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        client.batch_execute(BEGIN).await?;
         let shares = unfinished.iter().map(|(registered, shards)| Share {
             name: format!("{} {} v{}", store.schema, registered.target.projector, registered.major()),
             shards: shards.clone(),
@@ -68,9 +90,7 @@ impl<'s> Claims<'s> {
             for shard in &share.shards {
                 if ours.len() < fair && !ours.contains(shard) {
                     let name = format!("{} {shard}", share.name);
-                    let row =
-                        self.store.query_one(&self.client, &self.store.sql.claim_shard, &[&name]).await?;
-                    if row.get("claimed") {
+                    if claim(self.store, &self.client, &name).await? {
                         ours.push(*shard);
                         any = true;
                     }
@@ -78,8 +98,7 @@ impl<'s> Claims<'s> {
             }
             self.shares[at].ours = ours;
         }
-        // Until another statement comes, the last one keeps its snapshot, and with it every row that is deleted anywhere.
-        self.client.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+        self.client.batch_execute(RELEASE_SNAPSHOT).await?;
         Ok(any)
     }
 

@@ -13,6 +13,7 @@ use tokio_postgres::{CancelToken, Client, NoTls};
 use tracing::{debug, info};
 
 use super::begun::Begun;
+use super::claims::{self, RELEASE_SNAPSHOT};
 use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, position};
 use crate::core::Core;
 use crate::horizon;
@@ -30,14 +31,6 @@ const TRIES: usize = 3;
 
 /// How often the server is asked how far it is.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// Begins a transaction that may stand still for as long as it takes.
-pub(crate) const BEGIN: &str =
-    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 0";
-
-/// Until another statement comes, the last one of a transaction keeps its snapshot, and with it every row that is deleted
-/// anywhere.
-pub(crate) const RELEASE_SNAPSHOT: &str = "SET LOCAL idle_in_transaction_session_timeout = 0";
 
 /// What builds an index.
 #[derive(Debug, Clone)]
@@ -106,11 +99,9 @@ pub(crate) async fn build(
         if registration::is_indexed(store, &client, registered).await? {
             return Ok(false);
         }
-        execute(BEGIN).await?;
-        if store.query_one(&client, &store.sql.claim_shard, &[&claim]).await?.get("claimed") {
+        if claims::begin(store, &client, &claim).await? {
             break;
         }
-        execute("ROLLBACK").await?;
         sleep(BUSY).await;
     }
     match &registered.indexes {
@@ -220,12 +211,7 @@ async fn build_one(store: Arc<Store>, statement: Statement) -> Result<(), StoreE
             sleep(BUSY).await;
         }
     } else {
-        loop {
-            execute(BEGIN).await?;
-            if store.query_one(&client, &store.sql.claim_shard, &[&claim]).await?.get("claimed") {
-                break;
-            }
-            execute("ROLLBACK").await?;
+        while !claims::begin(&store, &client, &claim).await? {
             sleep(BUSY).await;
         }
         execute("SET LOCAL statement_timeout = 0").await?;

@@ -5,7 +5,7 @@
 
 mod begun;
 mod bulk;
-mod claims;
+pub(crate) mod claims;
 mod error;
 mod follow;
 pub(crate) mod indexes;

@@ -19,6 +19,7 @@ use crate::log::read::{self, Batch, Limits};
 use crate::objects;
 use crate::projector::configuration::Indexes;
 use crate::projector::{ProjectError, Registered};
+use crate::replayer::claims;
 use crate::replayer::{Pace, ReplayError, ReplayPhase, ReplayProgress, fold_afresh};
 use crate::step;
 use crate::store::connect::{self, Untouched};
@@ -253,8 +254,7 @@ async fn execute(client: &Client, sql: &str) -> Result<(), StoreError> {
 
 /// Marks that somebody is at a schema, until the transaction ends. False if somebody else is.
 async fn take(store: &Store, client: &Client, schema: &str) -> Result<bool, StoreError> {
-    let name = format!("{} {schema}", store.schema);
-    Ok(store.query_one(client, &store.sql.claim_shard, &[&name]).await?.get("claimed"))
+    claims::claim(store, client, &format!("{} {schema}", store.schema)).await
 }
 
 /// Drops what verifications have left behind whose process is gone.
