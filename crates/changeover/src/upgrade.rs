@@ -16,9 +16,9 @@ use crate::core::Core;
 use crate::expiry::{expire, paused_by};
 use crate::optimize::{self, OptimizeError, OptimizeOptions, Optimized};
 use crate::projector::Registered;
-use crate::replayer::{self, ReplayError, ReplayOptions, ReplayProgress};
+use crate::replayer::{self, ReplayError, ReplayProgress};
 use crate::store::StoreError;
-use crate::verify::{self, Subject, Verified, VerifyError, VerifyOptions, VerifyProgress};
+use crate::verify::{self, Verified, VerifyError, VerifyOptions, VerifyProgress};
 use crate::words::plan::{Plan, Step};
 
 /// How a whole upgrade is to be done.
@@ -238,13 +238,7 @@ async fn steps(
     let replayed = activation::to_replay(core, &plan).await?;
     let report = |progress: &ReplayProgress| on_progress(UpgradeProgress::Replaying(progress.clone()));
     let (mut optimized, mut verified) = (Vec::new(), Vec::new());
-    let replay = ReplayOptions {
-        requested_by: options.requested_by.clone(),
-        lag_events: options.catch_up_lag_events,
-        limit: Some(options.catch_up_timeout),
-        pace: options.pace.clone(),
-        ..ReplayOptions::default()
-    };
+    let replay = options.replay();
     if !replayed.is_empty() {
         let _ = steps
             .take(UpgradeStep::Replay, Box::pin(replayer::replay(core, &replayed, &replay, &report)))
@@ -268,8 +262,9 @@ async fn steps(
             .take(UpgradeStep::CatchUp, Box::pin(replayer::replay(core, &replayed, &replay, &report)))
             .await?;
         if let Some(how) = &options.verify {
-            verified =
-                steps.take(UpgradeStep::Verify, Box::pin(prove(core, &replayed, how, on_progress))).await?;
+            let report = |progress: VerifyProgress| on_progress(UpgradeProgress::Verifying(progress));
+            let proving = verify::each(core, &replayed, how, &report);
+            verified = steps.take(UpgradeStep::Verify, Box::pin(proving)).await?;
         }
     }
     let unequal = || verified.iter().filter(|verified: &&Verified| !verified.is_equal());
@@ -282,18 +277,4 @@ async fn steps(
     let activated =
         steps.take(UpgradeStep::Activate, Box::pin(activation::activate(core, &options, &report))).await?;
     Ok(Upgraded { steps: steps.taken, optimized, verified, activated })
-}
-
-async fn prove(
-    core: &Core,
-    replayed: &[Arc<Registered>],
-    how: &VerifyOptions,
-    on_progress: OnUpgrade<'_>,
-) -> Result<Vec<Verified>, VerifyError> {
-    let report = |progress: VerifyProgress| on_progress(UpgradeProgress::Verifying(progress));
-    let mut verified = Vec::with_capacity(replayed.len());
-    for registered in replayed {
-        verified.push(verify::verify(core, Subject::registered(registered), how, &report).await?);
-    }
-    Ok(verified)
 }

@@ -24,7 +24,7 @@ use crate::expiry::{expire, paused_by};
 use crate::in_flight::Blocker;
 use crate::projector::{Registered, chain};
 use crate::registration::{self, RegisterError, Registry};
-use crate::replayer::{Pace, ReplayError, ReplayProgress};
+use crate::replayer::{Pace, ReplayError, ReplayOptions, ReplayProgress};
 use crate::store::StoreError;
 use crate::verify::{Verified, VerifyError, VerifyOptions, VerifyProgress};
 use crate::views::{self, ProjectorViews};
@@ -67,6 +67,19 @@ pub struct ActivateOptions {
     /// How long that is tried while readers hold the views. It comes after the pause, and the activation stands whatever
     /// becomes of it.
     pub views_timeout: Duration,
+}
+
+impl ActivateOptions {
+    /// How the new versions are replayed.
+    pub(crate) fn replay(&self) -> ReplayOptions {
+        ReplayOptions {
+            requested_by: self.requested_by.clone(),
+            lag_events: self.catch_up_lag_events,
+            limit: Some(self.catch_up_timeout),
+            pace: self.pace.clone(),
+            ..ReplayOptions::default()
+        }
+    }
 }
 
 impl Default for ActivateOptions {

@@ -15,9 +15,9 @@ use crate::in_flight::{self, Blocker};
 use crate::instances;
 use crate::projector::{Registered, chain};
 use crate::registration::{self, Registry};
-use crate::replayer::{self, ReplayOptions, ReplayProgress};
+use crate::replayer::{self, ReplayProgress};
 use crate::store::StoreError;
-use crate::verify::{Subject, VerifyProgress};
+use crate::verify::VerifyProgress;
 use crate::words::names::ProjectorName;
 use crate::words::plan::{KnownTables, Plan, Step};
 
@@ -86,15 +86,7 @@ async fn catch_up(
 ) -> Result<(), ActivateError> {
     let report = |progress: &ReplayProgress| on_progress(ActivationProgress::Replaying(progress.clone()));
     let replayed = to_replay(core, plan, registry);
-    let replay = ReplayOptions {
-        requested_by: options.requested_by.clone(),
-        lag_events: options.catch_up_lag_events,
-        limit: Some(options.catch_up_timeout),
-        pace: options.pace.clone(),
-        follow: false,
-        restart: false,
-    };
-    let _ = replayer::replay(core, &replayed, &replay, &report).await?;
+    let _ = replayer::replay(core, &replayed, &options.replay(), &report).await?;
     Ok(())
 }
 
@@ -123,15 +115,13 @@ async fn verify(
 ) -> Result<(), ActivateError> {
     let Some(verify) = &options.verify else { return Ok(()) };
     let report = |progress: VerifyProgress| on_progress(ActivationProgress::Verifying(progress));
-    let mut differ = Vec::new();
-    for step in &plan.steps {
-        let Step::Replay { projector, .. } = step else { continue };
-        let subject = Subject::registered(&core.configuration.projectors[projector]);
-        let verified = crate::verify::verify(core, subject, verify, &report).await?;
-        if !verified.is_equal() {
-            differ.push(verified);
-        }
-    }
+    let own = plan.steps.iter().filter_map(|step| match step {
+        Step::Replay { projector, .. } => Some(core.configuration.projectors[projector].clone()),
+        _ => None,
+    });
+    let own: Vec<Arc<Registered>> = own.collect();
+    let mut differ = crate::verify::each(core, &own, verify, &report).await?;
+    differ.retain(|verified| !verified.is_equal());
     if differ.is_empty() { Ok(()) } else { Err(ActivateError::Differs(differ)) }
 }
 

@@ -262,6 +262,20 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// Compares the tables of several projectors, one after the other.
+pub(crate) async fn each(
+    core: &Core,
+    wanted: &[Arc<Registered>],
+    options: &VerifyOptions,
+    on_progress: OnVerify<'_>,
+) -> Result<Vec<Verified>, VerifyError> {
+    let mut verified = Vec::with_capacity(wanted.len());
+    for registered in wanted {
+        verified.push(verify(core, Subject::registered(registered), options, on_progress).await?);
+    }
+    Ok(verified)
+}
+
 /// Compares tables with what this build makes of the log.
 pub(crate) async fn verify(
     core: &Core,
