@@ -2,6 +2,7 @@
 
 pub(crate) mod configuration;
 pub(crate) mod fold;
+mod hashed;
 pub(crate) mod parallel;
 pub(crate) mod row;
 pub(crate) mod split;

@@ -7,17 +7,17 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::mem::size_of;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use indexmap::{Equivalent, IndexMap};
+use indexmap::IndexMap;
 use postgres_types::IsNull;
 use serde::de::DeserializeOwned;
 
 use super::fold::{Fold, Folding, TableSql, boxed, by_key};
+use super::hashed::{ByHash, Hashed, Lookup};
 use super::row::{ColumnArray, Row, hash_of, hash_with};
 use super::split::Statements;
 use super::{BoxError, Load, ProjectError};
@@ -322,64 +322,6 @@ pub(super) struct ShardRows<T: Fold> {
     row_bytes: usize,
     folds: u64,
 }
-
-/// A key with its hash, which was computed where the event was decoded.
-struct Hashed<K> {
-    hash: u64,
-    key: K,
-}
-
-impl<K> Hash for Hashed<K> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl<K: Eq> PartialEq for Hashed<K> {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-}
-
-impl<K: Eq> Eq for Hashed<K> {}
-
-/// The same, to look it up.
-struct Lookup<'k, K> {
-    hash: u64,
-    key: &'k K,
-}
-
-impl<K> Hash for Lookup<'_, K> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl<K: Eq> Equivalent<Hashed<K>> for Lookup<'_, K> {
-    fn equivalent(&self, key: &Hashed<K>) -> bool {
-        *self.key == key.key
-    }
-}
-
-/// Hands on what is a hash already.
-#[derive(Default)]
-struct Computed(u64);
-
-impl Hasher for Computed {
-    fn write(&mut self, _: &[u8]) {
-        panic!("BUG: no hash was computed before");
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-type ByHash = BuildHasherDefault<Computed>;
 
 struct Slot<T> {
     row: Option<T>,
