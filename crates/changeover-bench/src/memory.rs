@@ -87,7 +87,7 @@ struct Seen {
 impl Subject {
     async fn fill(database: Database, events: i64) -> Result<Self> {
         let log = Log::empty(&database, events).await?;
-        log.fill_by_copies().await?;
+        log.fill().await?;
         Ok(Self { database, log })
     }
 

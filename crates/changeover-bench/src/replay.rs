@@ -40,7 +40,7 @@ const FILL: &str = "
            END
     FROM (
         SELECT n, (n / 1000) * 100 + n % 100 AS id, n % 1000 / 100 AS step
-        FROM generate_series($1::bigint, $2::bigint - 1) AS n
+        FROM generate_series(0::bigint, $1::bigint - 1) AS n
     ) numbered";
 
 /// Events for the hand-written loops, which are slow.
@@ -50,7 +50,7 @@ const LOOP_EVENTS: i64 = 100_000;
 pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) -> Result<()> {
     let database = server.database().await;
     let log = Log::empty(&database, effort.large_log.max(100_000)).await?;
-    log.fill(0, log.events).await?;
+    log.fill().await?;
     log.against_the_database(effort, report).await?;
     log.against_loops(effort, report).await?;
     log.together(effort, report).await?;
@@ -85,26 +85,17 @@ impl Log {
         Ok(Self { admin: client(&config).await?, config, events })
     }
 
-    /// Fills it faster than events can be made.
-    pub(crate) async fn fill_by_copies(&self) -> Result<()> {
+    /// Fills it: with events that are made, then with copies, which is faster.
+    pub(crate) async fn fill(&self) -> Result<()> {
         let made = self.events.min(MADE);
-        self.admin.execute(FILL, &[&0_i64, &made]).await?;
+        self.admin.execute(FILL, &[&made]).await?;
         let mut there = made;
         while there < self.events {
             let more = there.min(self.events - there);
             self.admin.execute(COPY, &[&there, &more]).await?;
             there += more;
         }
-        self.filled(self.events).await
-    }
-
-    async fn fill(&self, from: i64, to: i64) -> Result<()> {
-        self.admin.execute(FILL, &[&from, &to]).await?;
-        self.filled(to).await
-    }
-
-    async fn filled(&self, to: i64) -> Result<()> {
-        self.admin.query_one("SELECT setval('changeover.event_position', $1)", &[&to]).await?;
+        self.admin.query_one("SELECT setval('changeover.event_position', $1)", &[&self.events]).await?;
         self.admin.batch_execute("VACUUM ANALYZE changeover.events").await?;
         Ok(self.admin.batch_execute("CHECKPOINT").await?)
     }

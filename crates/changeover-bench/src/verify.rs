@@ -27,7 +27,7 @@ const EVENTS_PER_SECOND: u32 = 50_000;
 pub(crate) async fn run(server: &Server, effort: Effort, report: &mut Report) -> Result<()> {
     let database = server.database().await;
     let log = Log::empty(&database, effort.large_log.max(100_000)).await?;
-    log.fill_by_copies().await?;
+    log.fill().await?;
     proved(&log, effort, report).await?;
     log.forget().await?;
     throttled(&log, effort, report).await
