@@ -2,9 +2,9 @@
 //! and can end it.
 //!
 //! The rows are written once a second, on a connection of their own and beside the work, which waits for them briefly at its
-//! beginning and its end, and else never: whoever cannot write them works on all the same. Nobody holds a lock on them for longer than one small statement, and but for the
-//! word that it is to end, nothing is ever decided by them. Rows of processes that are gone are known by their silence, and
-//! removed by whoever begins next.
+//! beginning and its end, and else never: whoever cannot write them works on all the same. Nobody holds a lock on them for
+//! longer than one small statement, and but for the word that it is to end, nothing is ever decided by them. Rows of processes
+//! that are gone are known by their silence, and removed by whoever begins next.
 
 use std::collections::BTreeMap;
 use std::fmt;
