@@ -186,6 +186,16 @@ impl FoldProjector for Closings {
     type Tables = (Closing,);
 }
 
+/// One that reads the very events of the accounts, and handles all of them.
+pub(crate) struct Kinds;
+
+impl FoldProjector for Kinds {
+    const NAME: &'static str = "kinds";
+    const VERSION: Version = Version::new(1, 0, 0);
+    type Event = AccountEvent;
+    type Tables = (Kind,);
+}
+
 pub(crate) fn accounts() -> ProjectorName {
     "accounts".parse().unwrap()
 }

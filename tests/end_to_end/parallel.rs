@@ -7,7 +7,7 @@ use changeover::{Configuration, Pace, ReplayError};
 use changeover_testkit::{Database, eventually};
 
 use crate::accounts::{
-    Accounts, Closings, POISON, accounts, at_once, cramped, differences, fill, is_whole, of, replay, rows,
+    Accounts, Closings, Kinds, POISON, accounts, at_once, cramped, differences, fill, is_whole, of, replay, rows,
     serially, with,
 };
 use crate::orders::instance;
@@ -108,19 +108,29 @@ async fn processes_share_a_parallel_replay_and_do_nothing_twice() {
 async fn projectors_that_are_replayed_together_read_the_log_once() {
     let database = Database::fresh().await;
     let client = database.client().await;
-    let both = Configuration::new().fold(Accounts::<2>).unwrap().fold(Closings).unwrap();
-    let both = instance(&database, both).await;
+    let all = Configuration::new().fold(Accounts::<2>).unwrap().fold(Closings).unwrap().fold(Kinds).unwrap();
+    let all = instance(&database, all).await;
     fill(&client, 0.6, 40_000).await;
     // Rows that an index led to: the log is filled and checked without one.
     let sql = "SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE schemaname = 'changeover' AND relname = 'events'";
     let read = async || client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0);
     let before = read().await;
-    let names = [accounts(), "closings".parse().unwrap()];
-    both.replay(&names, &with(at_once()), &|_| {}).await.unwrap();
+    let names = ["accounts", "closings", "kinds"].map(|name| name.parse().unwrap());
+    let done = all.replay(&names, &with(at_once()), &|_| {}).await.unwrap();
     // A connection that ends says what it has read.
     eventually(SOON, || async { read().await - before > 30_000 }).await;
     assert!(read().await - before < 60_000, "{before} and now {}", read().await);
 
+    // Each counts the events that it handles, and nobody else's.
+    let handled = handled_after(&client, 0).await;
+    let closed = "SELECT count(*) FROM changeover.events WHERE type = 'Closed'";
+    let closed: i64 = client.query_one(closed, &[]).await.unwrap().get(0);
+    let counted: Vec<u64> = done.iter().map(|done| done.progress.events).collect();
+    assert_eq!(counted, [handled, closed.unsigned_abs(), handled]);
+
+    let sql = "SELECT count(*) FROM ((TABLE kinds_v1.kinds EXCEPT ALL TABLE accounts_v2.kinds)
+                   UNION ALL (TABLE accounts_v2.kinds EXCEPT ALL TABLE kinds_v1.kinds)) d";
+    assert_eq!(client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 0);
     let sql = "SELECT count(*) FROM (
                    SELECT (data ->> 'account')::bigint AS account, count(*) AS times
                    FROM changeover.events WHERE type = 'Closed' GROUP BY 1

@@ -1,6 +1,7 @@
 //! Projectors: what users write, and the one trait underneath that everything else calls.
 
 pub(crate) mod configuration;
+pub(crate) mod decoded;
 pub(crate) mod fold;
 mod hashed;
 pub(crate) mod parallel;

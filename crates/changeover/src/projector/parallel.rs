@@ -16,12 +16,12 @@ use indexmap::IndexMap;
 use postgres_types::IsNull;
 use serde::de::DeserializeOwned;
 
+use super::decoded::{Decoded, DecodedOnce, Types, panicked};
 use super::fold::{Fold, Folding, TableSql, boxed, by_key};
 use super::hashed::{ByHash, Hashed, Lookup};
 use super::row::{ColumnArray, Row, hash_of, hash_with};
 use super::split::Statements;
 use super::{BoxError, Load, ProjectError};
-use crate::codec;
 use crate::log::copy::CopiedEvent;
 use crate::words::event::{RawEvent, Recorded};
 use crate::words::position::Position;
@@ -35,8 +35,14 @@ pub(crate) trait Parallel: Send + Sync {
     fn most_shards(&self) -> usize {
         usize::MAX
     }
-    /// Decodes events, which are of the projector's types and in position order, up to the first one that does not decode.
-    fn decode(&self, events: &[CopiedEvent<'_>], shards: usize) -> (Piece, Option<ProjectError>);
+    /// Decodes events, which are of the projector's types and in position order, up to the first one that does not decode; or
+    /// takes what was decoded of these very events `once` for another projector.
+    fn decode(
+        &self,
+        events: &[CopiedEvent<'_>],
+        shards: usize,
+        once: &mut DecodedOnce,
+    ) -> (Piece, Option<ProjectError>);
     /// What one shard does with its events.
     fn shard(&self, shard: usize, known: Known) -> Work;
     /// What some events are split by, where the projector itself has declared it; nothing for one that does not tell.
@@ -131,82 +137,43 @@ pub(crate) trait CopyRows: Send {
 // --- decoding ---------------------------------------------------------------------------------------------------------
 
 struct FoldPiece<E> {
-    events: Vec<Recorded<E>>,
-    types: Types,
+    decoded: Arc<Decoded<E>>,
     /// For each table, what [`FoldTable::split`] made.
     touched: Vec<Piece>,
-}
-
-/// The type of each event, which is needed only where something is wrong with it.
-#[derive(Default)]
-pub(super) struct Types {
-    names: Vec<String>,
-    of: Vec<u16>,
-}
-
-impl Types {
-    pub(super) fn push(&mut self, event_type: &str) {
-        let known = self.names.iter().position(|name| name == event_type);
-        let at = known.unwrap_or_else(|| {
-            self.names.push(event_type.to_owned());
-            self.names.len() - 1
-        });
-        self.of.push(u16::try_from(at).expect("BUG: a projector of more than 65,535 event types"));
-    }
-
-    pub(super) fn get(&self, event: usize) -> String {
-        self.names[usize::from(self.of[event])].clone()
-    }
 }
 
 /// For each shard: the place of the event in the piece, the hash of the key, the key.
 type Touches<K> = Vec<Vec<(u32, u64, K)>>;
 
 impl<E: DeserializeOwned + Send + Sync + 'static> Parallel for Folding<E> {
-    fn decode(&self, copied: &[CopiedEvent<'_>], shards: usize) -> (Piece, Option<ProjectError>) {
-        let mut events: Vec<Recorded<E>> = Vec::with_capacity(copied.len());
-        let mut types = Types::default();
-        let mut error = None;
-        let decoding = catch_unwind(AssertUnwindSafe(|| {
-            for event in copied {
-                match codec::decode(event.event_type, event.data) {
-                    Ok(data) => {
-                        events.push(event.recorded(data));
-                        types.push(event.event_type);
-                    }
-                    Err(reason) => {
-                        let (position, event_type) = (event.position, event.event_type.to_owned());
-                        error = Some(ProjectError::Undecodable { position, event_type, reason });
-                        break;
-                    }
-                }
-            }
-        }));
-        if decoding.is_err() {
-            error = Some(panicked(&copied[events.len()]));
-        }
+    fn decode(
+        &self,
+        copied: &[CopiedEvent<'_>],
+        shards: usize,
+        once: &mut DecodedOnce,
+    ) -> (Piece, Option<ProjectError>) {
+        let decoded = once.get::<E>(copied);
+        let mut error = decoded.error(copied);
+        let mut good = &decoded.events[..];
         let at = Cell::new(0);
-        loop {
+        let touched = loop {
             let splitting = catch_unwind(AssertUnwindSafe(|| {
-                self.tables.iter().map(|table| table.split(&events, shards, &at)).collect::<Vec<_>>()
+                self.tables.iter().map(|table| table.split(good, shards, &at)).collect::<Vec<_>>()
             }));
             if let Ok(touched) = splitting {
-                return (Box::new(FoldPiece { events, types, touched }), error);
+                break touched;
             }
             // The events before the one at fault are good.
             error = Some(panicked(&copied[at.get()]));
-            events.truncate(at.get());
-        }
+            good = &good[..at.get()];
+        };
+        (Box::new(FoldPiece { decoded, touched }), error)
     }
 
     fn shard(&self, shard: usize, known: Known) -> Work {
         let tables = self.tables.iter().map(|table| table.shard(shard, known.clone()).0).collect();
         Work::Rows(Box::new(FoldShard { tables }))
     }
-}
-
-fn panicked(event: &CopiedEvent<'_>) -> ProjectError {
-    ProjectError::Panicked { position: event.position, event_type: event.event_type.to_owned() }
 }
 
 /// Sorts the keys of events by shard. `at` tells which event was looked at last.
@@ -250,10 +217,10 @@ struct FoldShard<E> {
 
 impl<E: Send + Sync + 'static> Shard for FoldShard<E> {
     fn missing<'s>(&'s self, piece: &'s Piece, after: Position) -> Vec<(usize, Load<'s>)> {
-        let FoldPiece::<E> { events, touched, .. } = of(piece);
+        let FoldPiece::<E> { decoded, touched } = of(piece);
         let tables = self.tables.iter().zip(touched).enumerate();
         tables
-            .filter_map(|(at, (table, touched))| Some((at, table.missing(events, touched, after)?)))
+            .filter_map(|(at, (table, touched))| Some((at, table.missing(&decoded.events, touched, after)?)))
             .collect()
     }
 
@@ -262,7 +229,8 @@ impl<E: Send + Sync + 'static> Shard for FoldShard<E> {
     }
 
     fn fold(&mut self, piece: &Piece, after: Position) -> Result<(), ProjectError> {
-        let FoldPiece::<E> { events, types, touched } = of(piece);
+        let FoldPiece::<E> { decoded, touched } = of(piece);
+        let Decoded { events, types, .. } = &**decoded;
         let at = Cell::new(0);
         let folding = catch_unwind(AssertUnwindSafe(|| {
             let mut tables = self.tables.iter_mut().zip(touched);

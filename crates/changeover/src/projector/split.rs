@@ -14,7 +14,8 @@ use deadpool_postgres::Transaction;
 use futures_util::future::BoxFuture;
 
 use super::ProjectError;
-use super::parallel::{Known, Parallel, Piece, Types, Work, shard_of};
+use super::decoded::{DecodedOnce, Types, panicked};
+use super::parallel::{Known, Parallel, Piece, Work, shard_of};
 use super::row::stable_hash;
 use super::sql::{Running, SqlProjector};
 use crate::codec;
@@ -85,7 +86,13 @@ impl<P: SqlProjector> Parallel for Running<P> {
         if P::SPLIT_BY.is_some() { usize::MAX } else { 1 }
     }
 
-    fn decode(&self, copied: &[CopiedEvent<'_>], shards: usize) -> (Piece, Option<ProjectError>) {
+    /// Nothing is shared: each shard has its own events one after the other, as the projector wants its batches.
+    fn decode(
+        &self,
+        copied: &[CopiedEvent<'_>],
+        shards: usize,
+        _once: &mut DecodedOnce,
+    ) -> (Piece, Option<ProjectError>) {
         let part = |_| Part::<P::Event> {
             events: Vec::with_capacity(copied.len() / shards),
             types: Types::default(),
@@ -109,11 +116,7 @@ impl<P: SqlProjector> Parallel for Running<P> {
             }
             Ok(())
         }));
-        let error = decoding.unwrap_or_else(|_| {
-            let event = &copied[at.get()];
-            let (position, event_type) = (event.position, event.event_type.to_owned());
-            Err(ProjectError::Panicked { position, event_type })
-        });
+        let error = decoding.unwrap_or_else(|_| Err(panicked(&copied[at.get()])));
         (Box::new(parts), error.err())
     }
 

@@ -27,7 +27,7 @@ use super::begun::Begun;
 use super::claims::Claims;
 use super::place::{Checkpoint, Place, Stopped};
 use super::shard::Worker;
-use super::source::{Reading, Source, Stretch};
+use super::source::{Reader, Reading, Source, Stretch};
 use super::statements::Running;
 use super::throttle::Throttled;
 use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, permit, position, split};
@@ -49,7 +49,15 @@ const BUSY: Duration = Duration::from_millis(50);
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// Events that went through, by projector.
-pub(super) type Events = BTreeMap<ProjectorName, u64>;
+pub(super) type Events = BTreeMap<ProjectorName, Counted>;
+
+/// Events that one projector has handled.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counted {
+    pub(super) events: u64,
+    /// Up to here. What is read once more, since shards were shared out anew, does not count again.
+    up_to: Position,
+}
 
 /// Replays what is far behind. What cannot be replayed in parallel, and what is not far behind, is left as it is.
 pub(super) async fn replay(
@@ -125,9 +133,10 @@ pub(crate) async fn fold_afresh(
         };
         workers.push((0, round.worker(&pool, registered, shard, count, start), receiver));
     }
-    let mut fed = [Fed { registered: registered.clone(), shards: count, inputs, events: 0 }];
+    let counted = Counted::default();
+    let mut fed = [Fed { registered: registered.clone(), shards: count, inputs, counted }];
     match round.fold(workers, &mut fed, Position::START, None).await? {
-        None => Ok(fed[0].events),
+        None => Ok(fed[0].counted.events),
         Some(failed) => Err(failed.into()),
     }
 }
@@ -295,7 +304,24 @@ struct Fed {
     shards: usize,
     /// Those of ours; none any more once it has failed.
     inputs: Vec<mpsc::Sender<Arc<Stretch>>>,
-    events: u64,
+    counted: Counted,
+}
+
+impl Counted {
+    fn count(&mut self, events: u64, reached: Position) {
+        self.events += events;
+        self.up_to = self.up_to.max(reached);
+    }
+}
+
+impl Fed {
+    fn reader(&self) -> Reader {
+        Reader {
+            registered: self.registered.clone(),
+            shards: self.shards,
+            counted: self.counted.up_to,
+        }
+    }
 }
 
 impl Round<'_> {
@@ -309,7 +335,7 @@ impl Round<'_> {
             })
             .collect();
         let mut claims = Claims::take(store, &unfinished).await?;
-        let (workers, mut fed, after) = self.workers(client, open, &claims).await?;
+        let (workers, mut fed, after) = self.workers(client, open, &claims, events).await?;
         if workers.is_empty() {
             claims.give_back().await?;
             // Others are at it, or have just arrived.
@@ -318,7 +344,7 @@ impl Round<'_> {
         }
         let failed = self.fold(workers, &mut fed, after, Some(&mut claims)).await?;
         for fed in &fed {
-            *events.entry(fed.registered.target.projector.clone()).or_default() += fed.events;
+            events.insert(fed.registered.target.projector.clone(), fed.counted);
         }
         claims.give_back().await?;
         Ok(failed.map_or(Ended::Done, Ended::Failed))
@@ -363,13 +389,14 @@ impl Round<'_> {
         client: &Client,
         open: &[Open],
         claims: &Claims<'_>,
+        events: &Events,
     ) -> Result<(Workers, Vec<Fed>, Position), ReplayError> {
         let store = &self.core.store;
         let ours: usize = (0..open.len()).map(|projector| claims.ours(projector).len()).sum();
         let pool = self.writers()?;
         let (mut workers, mut fed, mut after) = (Vec::new(), Vec::new(), self.up_to);
         for (projector, open) in open.iter().enumerate() {
-            let mut inputs = Vec::new();
+            let (mut inputs, mut from) = (Vec::new(), self.up_to);
             // Once more: whoever had the claim before has moved it.
             let positions = self.positions(store, client, &open.registered).await?;
             for shard in claims.ours(projector) {
@@ -380,7 +407,7 @@ impl Round<'_> {
                 let known = if is_empty { Known::Empty } else { Known::Nothing };
                 let (sender, receiver) = mpsc::channel(AHEAD);
                 inputs.push(sender);
-                after = after.min(position);
+                from = from.min(position);
                 let checkpoint = Checkpoint::Kept { attempt: open.attempt, generation: open.generation };
                 let start = Start { projector, position, known, checkpoint };
                 workers.push((
@@ -389,12 +416,10 @@ impl Round<'_> {
                     receiver,
                 ));
             }
-            fed.push(Fed {
-                registered: open.registered.clone(),
-                shards: open.shards.len(),
-                inputs,
-                events: 0,
-            });
+            after = after.min(from);
+            let before = events.get(&open.registered.target.projector).copied().unwrap_or_default();
+            let counted = Counted { up_to: before.up_to.max(from), ..before };
+            fed.push(Fed { registered: open.registered.clone(), shards: open.shards.len(), inputs, counted });
         }
         Ok((workers, fed, after))
     }
@@ -470,7 +495,7 @@ impl Round<'_> {
         let mut throttled = Throttled::new(store, &self.pace.throttle).await?;
         let mut source = Source::start(Reading {
             store: store.clone(),
-            projectors: fed.iter().map(|fed| (fed.registered.clone(), fed.shards)).collect(),
+            readers: fed.iter().map(Fed::reader).collect(),
             after,
             up_to: self.up_to,
             span: span(fed),
@@ -482,15 +507,17 @@ impl Round<'_> {
         let mut failed = None;
         while let Some(mut stretch) = source.next().await? {
             throttled.pass(stretch.events).await?;
-            let failures: Vec<Option<ProjectError>> =
-                stretch.parts.iter_mut().map(|part| part.failed.take()).collect();
-            let (reached, events) = (stretch.reached, stretch.events);
+            let parts: Vec<(u64, Option<ProjectError>)> =
+                stretch.parts.iter_mut().map(|part| (part.events, part.failed.take())).collect();
+            let reached = stretch.reached;
             let stretch = Arc::new(stretch);
-            for (fed, failure) in fed.iter_mut().zip(failures) {
+            for (fed, (events, failure)) in fed.iter_mut().zip(parts) {
                 let sent = join_all(fed.inputs.iter().map(|input| input.send(stretch.clone()))).await;
                 let mut sent = sent.iter().map(Result::is_ok);
                 fed.inputs.retain(|_| sent.next().unwrap_or_default());
-                fed.events += events;
+                if !fed.inputs.is_empty() {
+                    fed.counted.count(events, reached);
+                }
                 if let Some(source) = failure {
                     fed.inputs.clear();
                     if failed.is_none()
@@ -531,7 +558,7 @@ impl Round<'_> {
                 position: reached,
                 horizon: self.up_to,
                 phase: ReplayPhase::Bulk,
-                events: fed.events,
+                events: fed.counted.events,
                 indexing: None,
                 elapsed: self.started.elapsed(),
             });

@@ -94,7 +94,7 @@ async fn replay_all(
     let mut done = bulk::replay(core, &begun, &options.pace, on_progress).await?;
     let mut caught_up = Vec::with_capacity(begun.len());
     for begun in &begun {
-        let events = done.remove(&begun.registered.target.projector).unwrap_or_default();
+        let events = done.remove(&begun.registered.target.projector).map_or(0, |counted| counted.events);
         indexes::after_the_bulk(core, begun, &options.pace, events, on_progress).await?;
         caught_up.push(catch_up(core, begun, options, events, on_progress).await?);
     }

@@ -1,5 +1,6 @@
 //! The log, read by several connections, decoded in parallel, handed on in position order.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::log::copy::{self, CopiedEvent};
+use crate::projector::decoded::DecodedOnce;
 use crate::projector::parallel::Piece;
 use crate::projector::{ProjectError, Registered};
 use crate::store::{Store, StoreError};
@@ -34,17 +36,18 @@ pub(super) struct Stretch {
 /// What a stretch is to one projector.
 pub(super) struct Part {
     pub(super) piece: Piece,
+    /// Events of its own that were not counted before.
+    pub(super) events: u64,
     /// The piece holds everything up to here.
     pub(super) reached: Position,
     /// Why it ends before the stretch does.
     pub(super) failed: Option<ProjectError>,
 }
 
-/// Who reads, and for whom.
+/// What is read, and how.
 pub(super) struct Reading {
     pub(super) store: Arc<Store>,
-    /// Each projector with the number of its shards.
-    pub(super) projectors: Vec<(Arc<Registered>, usize)>,
+    pub(super) readers: Vec<Reader>,
     pub(super) after: Position,
     pub(super) up_to: Position,
     /// Positions that one statement looks at.
@@ -54,6 +57,15 @@ pub(super) struct Reading {
     pub(super) connections: usize,
     /// About how large a piece may get.
     pub(super) piece_bytes: usize,
+}
+
+/// For whom.
+pub(super) struct Reader {
+    pub(super) registered: Arc<Registered>,
+    /// Into how many shards its events are split.
+    pub(super) shards: usize,
+    /// Its events up to here were counted before.
+    pub(super) counted: Position,
 }
 
 /// What the connections share.
@@ -69,7 +81,7 @@ struct Shared {
 
 impl Shared {
     fn handles(&self, event_type: &str) -> bool {
-        self.types.binary_search_by(|known| known.as_str().cmp(event_type)).is_ok()
+        is_one_of(&self.types, event_type)
     }
 
     fn tuples(&self) -> Tuples {
@@ -129,9 +141,9 @@ impl Source {
             usize::try_from((up_to.get() - after.get()).max(0) / reading.span + 1).unwrap_or(usize::MAX);
         let connections = reading.connections.clamp(1, spans);
         let types: BTreeSet<String> = reading
-            .projectors
+            .readers
             .iter()
-            .flat_map(|(registered, _)| registered.event_types.iter().cloned())
+            .flat_map(|reader| reader.registered.event_types.iter().cloned())
             .collect();
         let shared = Arc::new(Shared {
             reading,
@@ -263,18 +275,54 @@ fn stretch(
             shared.nearly_all.store(false, Relaxed);
         }
     }
-    let parts = reading.projectors.iter().map(|(registered, shards)| {
-        let parallel = registered.projector.parallel();
-        let (piece, failed) = if reading.projectors.len() == 1 {
-            parallel.decode(&events, *shards)
-        } else {
-            let handled = |event: &&CopiedEvent<'_>| registered.handles(event.event_type);
-            parallel.decode(&events.iter().filter(handled).copied().collect::<Vec<_>>(), *shards)
-        };
+    let mut kinds: Vec<Kind<'_>> = Vec::new();
+    let parts = reading.readers.iter().map(|reader| {
+        let Reader { registered, shards, counted } = reader;
+        let kind = Kind::of(&mut kinds, &registered.event_types, &events, &shared.types);
+        let own = kind.events.as_ref();
+        let counted = own.partition_point(|event| event.position <= *counted);
+        let (piece, failed) = registered.projector.parallel().decode(own, *shards, &mut kind.decoded);
         let before = failed.as_ref().and_then(ProjectError::event).map(|(position, _)| position.get() - 1);
-        Part { piece, reached: before.map_or(reached, Position::new), failed }
+        let events = (own.len() - counted) as u64;
+        Part { piece, events, reached: before.map_or(reached, Position::new), failed }
     });
-    Ok(Stretch { reached, events: events.len() as u64, parts: parts.collect() })
+    let parts = parts.collect();
+    Ok(Stretch { reached, events: events.len() as u64, parts })
+}
+
+/// The events of those that handle the same types.
+struct Kind<'e> {
+    types: &'e [String],
+    events: Cow<'e, [CopiedEvent<'e>]>,
+    decoded: DecodedOnce,
+}
+
+impl<'e> Kind<'e> {
+    /// The kind of these types, found or made.
+    fn of<'k>(
+        kinds: &'k mut Vec<Self>,
+        types: &'e [String],
+        all: &'e [CopiedEvent<'e>],
+        everybodys: &[String],
+    ) -> &'k mut Self {
+        let known = kinds.iter().position(|kind| kind.types == types);
+        let at = known.unwrap_or_else(|| {
+            let events = if types == everybodys {
+                Cow::Borrowed(all)
+            } else {
+                let own = all.iter().filter(|event| is_one_of(types, event.event_type));
+                Cow::Owned(own.copied().collect())
+            };
+            kinds.push(Self { types, events, decoded: DecodedOnce::default() });
+            kinds.len() - 1
+        });
+        &mut kinds[at]
+    }
+}
+
+/// Whether a type is one of several, which are sorted.
+fn is_one_of(types: &[String], event_type: &str) -> bool {
+    types.binary_search_by(|known| known.as_str().cmp(event_type)).is_ok()
 }
 
 /// Text as a literal: `COPY` takes no parameters.
