@@ -274,3 +274,27 @@ async fn the_plans_of_the_hot_statements_are_what_was_reviewed() {
         golden("plans.txt", &found);
     }
 }
+
+#[tokio::test]
+async fn a_commit_behind_a_checkpoint_that_somebody_else_moved_commits_nothing() {
+    let (_database, client) = migrated().await;
+    client.batch_execute(FILL).await.unwrap();
+    client.batch_execute("CREATE TABLE batches (came_from bigint)").await.unwrap();
+    statements()["advance_checkpoint"].prepare(&client, "advance").await.unwrap();
+    let sql = "SELECT position FROM changeover.checkpoints WHERE projector = 'projector_7' AND major = 4";
+    let stands: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
+    for (from, committed) in [(stands - 1, 0), (stands + 1, 0), (stands, 1)] {
+        // All of it on its way at once, as a step sends it.
+        let write = format!("INSERT INTO batches VALUES ({from})");
+        let advance = format!("EXECUTE advance('projector_7', 4, 0, {from}, {stands} + 100)");
+        let (_, _, advanced, _) = tokio::join!(
+            client.batch_execute("BEGIN"),
+            client.batch_execute(&write),
+            client.batch_execute(&advance),
+            client.batch_execute("COMMIT"),
+        );
+        assert_eq!(advanced.is_ok(), committed == 1);
+        let batches = client.query_one("SELECT count(*) FROM batches", &[]).await.unwrap();
+        assert_eq!(batches.get::<_, i64>(0), committed, "from {from}, where it stands at {stands}");
+    }
+}

@@ -136,3 +136,31 @@ async fn a_frozen_instance_counts_as_gone_and_comes_back() {
     .await;
     frozen.terminate().await;
 }
+
+#[tokio::test]
+async fn connections_are_ready_before_the_traffic_comes() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let ready = async |application: &str| {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND query LIKE '-- append_at%'";
+        client.query_one(sql, &[&application]).await.unwrap().get::<_, i64>(0)
+    };
+    for (application, pool_size, wanted, expected) in [("all 1.0.0", 5, 8, 5), ("some 1.0.0", 16, 3, 3)] {
+        let (name, version) = application.split_once(' ').unwrap();
+        let builder = Changeover::builder(database.config())
+            .application(name, version)
+            .configuration(release("1.0.0 totals"))
+            .pool_size(pool_size)
+            .ready_connections(wanted);
+        builder.migrate().await.unwrap();
+        let instance = builder.connect().await.unwrap();
+        assert_eq!(ready(application).await, 0);
+        let running = instance.start();
+        eventually(SOON, || async { ready(application).await == expected }).await;
+        // All of them came back to the pool.
+        eventually(SOON, || async { instance.pool().status().available == instance.pool().status().size })
+            .await;
+        assert!(instance.pool().status().size >= usize::try_from(expected).unwrap());
+        running.stop().await;
+    }
+}

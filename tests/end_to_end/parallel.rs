@@ -7,8 +7,8 @@ use changeover::{Configuration, Pace, ReplayError};
 use changeover_testkit::{Database, eventually};
 
 use crate::accounts::{
-    Accounts, Closings, Kinds, POISON, accounts, at_once, cramped, differences, fill, is_whole, of, replay, rows,
-    serially, with,
+    Accounts, Closings, Kinds, POISON, accounts, at_once, cramped, differences, fill, is_whole, of, replay,
+    rows, serially, with,
 };
 use crate::orders::instance;
 use crate::parallel_breaking::handled_after;

@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Transaction;
 use postgres_types::ToSql;
 
 use crate::projector::Registered;
-use crate::store::{Store, StoreError};
+use crate::store::{On, Store, StoreError};
 use crate::words::position::{Generation, Position};
 
 /// What a process decided upon before: the states of this generation let it feed a projector.
@@ -34,17 +33,15 @@ impl Permit {
     }
 }
 
-/// The proof. It borrows the transaction, so it cannot outlive it; while the transaction lives, an activation waits for it.
-#[derive(Debug)]
+/// The proof. It borrows what the transaction runs on, so it cannot outlive it; while the transaction lives, an activation waits for it.
 #[must_use]
 pub(crate) struct Admission<'t> {
-    pub(crate) tx: &'t Transaction<'t>,
+    pub(crate) on: On<'t>,
     /// Where the claimed checkpoint stands.
     pub(crate) position: Position,
 }
 
 /// The outcome of asking for admission.
-#[derive(Debug)]
 pub(crate) enum Entered<'t> {
     Admitted(Admission<'t>),
     /// Somebody else is at this checkpoint, or begins it anew.
@@ -57,10 +54,11 @@ pub(crate) enum Entered<'t> {
     Stale(Generation),
 }
 
-/// Asks for admission: presence, generation, claim of the checkpoint, in one statement.
+/// Asks for admission: presence, generation, claim of the checkpoint, in one statement. It is sent at the first poll if it was made
+/// [`ready`](Store::ready) before.
 pub(crate) async fn enter<'t>(
     store: &Store,
-    tx: &'t Transaction<'t>,
+    on: On<'t>,
     permit: Permit,
     registered: &Registered,
 ) -> Result<Entered<'t>, StoreError> {
@@ -76,7 +74,7 @@ pub(crate) async fn enter<'t>(
         &statement_limit,
         &permit.attempt,
     ];
-    let row = store.query_one(tx, &store.sql.enter, &params).await?;
+    let row = store.query_one(on, &store.sql.enter, &params).await?;
     let seen: Generation = row.get("generation");
     if seen != permit.generation {
         return Ok(Entered::Stale(seen));
@@ -88,5 +86,5 @@ pub(crate) async fn enter<'t>(
     if row.get("inline") {
         return Ok(Entered::Inline);
     }
-    Ok(Entered::Admitted(Admission { tx, position }))
+    Ok(Entered::Admitted(Admission { on, position }))
 }

@@ -7,11 +7,12 @@ use tokio::sync::Notify;
 use tokio_postgres::Config;
 use uuid::Uuid;
 
-use crate::core::{Core, Identity, background_pool};
+use crate::core::{Core, Identity};
 use crate::decider::{Decider, WhenNothingIsActive};
 use crate::front::Changeover;
 use crate::projector::configuration::Configuration;
 use crate::registration;
+use crate::store::connect::{self, Untouched};
 use crate::store::migrate::{self, MigrateError};
 use crate::store::{Store, StoreError};
 use crate::wake::{Signals, Waker};
@@ -43,6 +44,7 @@ pub struct Builder {
     application_version: String,
     address: Option<String>,
     pool_size: usize,
+    ready_connections: usize,
     signals: Signals,
     activation_wait: Duration,
     when_nothing_is_active: WhenNothingIsActive,
@@ -66,6 +68,7 @@ impl Builder {
             application_version: "0.0.0".to_owned(),
             address: None,
             pool_size: 16,
+            ready_connections: 8,
             signals: Signals::default(),
             activation_wait: Duration::from_secs(3),
             when_nothing_is_active: WhenNothingIsActive::default(),
@@ -107,6 +110,14 @@ impl Builder {
     #[must_use]
     pub fn pool_size(mut self, size: usize) -> Self {
         self.pool_size = size;
+        self
+    }
+
+    /// How many connections of the application's pool [`start`](Changeover::start) opens and readies for an append; 8 unless set, and never
+    /// more than the pool has. The traffic that comes to an instance at the moment of a switch finds them there.
+    #[must_use]
+    pub fn ready_connections(mut self, count: usize) -> Self {
+        self.ready_connections = count;
         self
     }
 
@@ -174,7 +185,8 @@ impl Builder {
             self.when_nothing_is_active,
             self.stable_views,
         );
-        let background = background_pool(&store, BACKGROUND_POOL)?;
+        let background_untouched = Untouched::default();
+        let background = connect::pool(&store.config, BACKGROUND_POOL, background_untouched.clone())?;
         Ok(Changeover {
             core: Arc::new(Core {
                 store,
@@ -186,8 +198,10 @@ impl Builder {
                 published: Waker::new(),
                 signals: self.signals,
                 activation_wait: self.activation_wait,
+                ready_connections: self.ready_connections.min(self.pool_size),
                 stable_views: self.stable_views,
                 background,
+                background_untouched,
                 identity: Identity {
                     id: Uuid::now_v7(),
                     application: self.application,

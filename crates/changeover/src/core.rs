@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use crate::decider::Decider;
 use crate::projector::configuration::Configuration;
-use crate::store::connect::{self, Untouched};
-use crate::store::{Store, StoreError};
+use crate::store::connect::Untouched;
+use crate::store::{Lent, Store, StoreError};
 use crate::wake::{Signals, Waker};
 
 /// Shared by everything that an instance does.
@@ -31,8 +31,11 @@ pub(crate) struct Core {
     pub(crate) activation_wait: Duration,
     /// Whether this process keeps stable views.
     pub(crate) stable_views: bool,
+    /// How many connections of the application's pool are opened before they are needed.
+    pub(crate) ready_connections: usize,
     /// Connections for publishing, so that a busy application cannot keep its own read models from being fed.
     pub(crate) background: Pool,
+    pub(crate) background_untouched: Untouched,
     pub(crate) identity: Identity,
 }
 
@@ -47,8 +50,8 @@ pub(crate) struct Identity {
 
 impl Core {
     /// A connection for work in the background.
-    pub(crate) async fn background(&self) -> Result<deadpool_postgres::Client, StoreError> {
-        Ok(self.background.get().await?)
+    pub(crate) async fn background(&self) -> Result<Lent, StoreError> {
+        Lent::from(&self.background, &self.background_untouched).await
     }
 
     /// Something was appended, or soon will be committed.
@@ -60,9 +63,4 @@ impl Core {
             self.announce.notify_one();
         }
     }
-}
-
-/// The pool for work in the background.
-pub(crate) fn background_pool(store: &Store, size: usize) -> Result<Pool, StoreError> {
-    connect::pool(&store.config, size, Untouched::default())
 }

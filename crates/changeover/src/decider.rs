@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use deadpool_postgres::Client;
 use futures_util::future::join;
 use tokio::sync::{Mutex, watch};
-use tokio_postgres::Client;
 use tracing::info;
 
 use crate::expiry;
 use crate::projector::Registered;
 use crate::projector::configuration::Configuration;
 use crate::registration;
-use crate::store::{Store, StoreError, rows};
+use crate::store::{On, Store, StoreError, rows};
 use crate::views;
 use crate::words::decision::{Refused, Verdict, VersionState, decide, followed};
 use crate::words::names::ProjectorName;
@@ -83,7 +83,7 @@ pub(crate) struct Decider {
     when_nothing_is_active: WhenNothingIsActive,
     stable_views: bool,
     current: ArcSwapOption<Decided>,
-    /// A connection of its own: never a caller's transaction, whose snapshot may be old, and never one of the pool's, all
+    /// A connection of its own that keeps its statements: never a caller's transaction, whose snapshot may be old, and never one of the pool's, all
     /// of which may be taken by transactions that wait for this very decision.
     connection: Mutex<Option<Client>>,
     readiness: watch::Sender<Readiness>,
@@ -143,7 +143,9 @@ impl Decider {
         }
         while decided.is_activating() && started.elapsed() < wait {
             tokio::time::sleep(ACTIVATING_POLL).await;
-            decided = self.refresh(Instant::now()).await?;
+            // All who wait share one look: each with one of its own would keep from work the very server that is to switch.
+            let lately = Instant::now().checked_sub(ACTIVATING_POLL).unwrap_or(started);
+            decided = self.refresh(lately.max(started)).await?;
         }
         match &decided.verdict {
             Verdict::Refused(refused) => Err(DecideError::Refused(refused.clone())),
@@ -187,16 +189,13 @@ impl Decider {
     }
 
     async fn connected<'c>(&self, connection: &'c mut Option<Client>) -> Result<&'c Client, StoreError> {
-        if connection.as_ref().is_some_and(Client::is_closed) {
+        if connection.as_ref().is_some_and(|client| client.is_closed()) {
             *connection = None;
             self.forget();
         }
         if connection.is_none() {
             *connection = Some(
-                self.store
-                    .single()
-                    .await
-                    .inspect_err(|error| self.ready_as(Readiness::unreachable(error)))?,
+                self.store.own().await.inspect_err(|error| self.ready_as(Readiness::unreachable(error)))?,
             );
         }
         Ok(connection.as_ref().expect("BUG: connected a line ago"))
@@ -303,12 +302,14 @@ impl Read {
 /// The generation first, then the states: what is decided from them is at least as new as the generation it is kept with.
 pub(crate) async fn read_states(
     store: &Store,
-    client: &Client,
+    on: impl Into<On<'_>>,
 ) -> Result<(Generation, Vec<VersionState>), StoreError> {
+    let on = on.into();
+    let generation = store.ready(on, &store.sql.generation).await?;
+    let states = store.ready(on, &store.sql.states).await?;
     // Sent together, run one after the other.
-    let generation = store.query_one(client, &store.sql.generation, &[]);
-    let states = store.query(client, &store.sql.states, &[]);
-    let (generation, states) = join(generation, states).await;
+    let (generation, states) = join(generation.query(on, &[]), states.query(on, &[])).await;
+    let generation = generation?;
     let states = states?.iter().map(rows::version_state).collect::<Result<_, _>>()?;
-    Ok((generation?.get("generation"), states))
+    Ok((generation.first().expect("BUG: no generation").get("generation"), states))
 }

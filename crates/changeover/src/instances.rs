@@ -120,11 +120,13 @@ async fn beat(core: &Core, readiness: &str) -> Result<(), StoreError> {
         .await?;
     // An activation whose performer is gone would otherwise be open until the next one.
     expire(&core.store, &client).await?;
-    drop(client);
+    client.give_back_untouched();
     forget(core, None).await
 }
 
 async fn forget(core: &Core, id: Option<Uuid>) -> Result<(), StoreError> {
     let client = core.background().await?;
-    core.store.query(&client, &core.store.sql.forget_instances, &[&id, &FORGOTTEN_AFTER_SECS]).await.map(drop)
+    core.store.query(&client, &core.store.sql.forget_instances, &[&id, &FORGOTTEN_AFTER_SECS]).await?;
+    client.give_back_untouched();
+    Ok(())
 }

@@ -392,8 +392,8 @@ async fn perform(
         ended = prepare::stay_seen(core, activation) => Err(ended),
     };
     let paused = match prepared {
-        Ok(()) if plan.needs_no_pause() => pause::switch_patches(core, &client, activation, &change).await,
-        Ok(()) => pause::pause(core, &client, options, activation, &change, on_progress).await,
+        Ok(()) if plan.needs_no_pause() => pause::switch_patches(core, activation, &change).await,
+        Ok(()) => pause::pause(core, options, activation, &change, on_progress).await,
         // Whoever activated or retired it meanwhile is worth more than how that showed.
         Err(ActivateError::Replay(ReplayError::NotReplaying { .. })) => {
             Err(ending::overtaken(core, &client, activation).await?)

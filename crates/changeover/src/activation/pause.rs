@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::future::{join, try_join_all};
+use deadpool_postgres::Client;
+use futures_util::future::{join3, try_join_all};
 use postgres_types::ToSql;
 use tokio::time::sleep;
-use tokio_postgres::Client;
+use tokio_postgres::Row;
 use tracing::warn;
+use uuid::Uuid;
 
 use super::ending::overtaken;
 use super::{ActivateError, ActivateOptions, ActivationProgress, Change, OnActivation, Pause, Started};
@@ -18,7 +20,8 @@ use crate::projector::{Registered, chain};
 use crate::replayer::{ReplayError, step_or_name};
 use crate::semver::Version;
 use crate::step::{Stepped, UpTo};
-use crate::store::StoreError;
+use crate::store::statements::Sql;
+use crate::store::{On, StoreError};
 use crate::wake::Hint;
 use crate::words::names::ProjectorName;
 use crate::words::position::{Generation, Position};
@@ -33,12 +36,12 @@ fn texts(versions: &[(ProjectorName, Version)]) -> (Vec<&str>, Vec<String>) {
 /// The pause: mark, drain, feed, switch.
 pub(super) async fn pause(
     core: &Core,
-    client: &Client,
     options: &ActivateOptions,
     activation: Started,
     change: &Change,
     on_progress: OnActivation<'_>,
 ) -> Result<Pause, ActivateError> {
+    let client = &rehearsed(core).await?;
     let began = Instant::now();
     let generation = mark(core, client, options, activation, change).await?;
     on_progress(ActivationProgress::Paused);
@@ -56,7 +59,49 @@ pub(super) async fn pause(
     Ok(Pause { horizon: Some(horizon), whole: began.elapsed(), drain: drained - began, feed: fed - drained })
 }
 
-/// Marks and commits, then sets the generation: sent together, so that nothing on our side can stop in between.
+/// A connection that has run every statement of a pause once, where it changes nothing: for an activation that is none. A server
+/// process that has never seen them takes longer to plan them, and to learn of what they are about, than to run them, and in the
+/// pause everybody would wait for that.
+async fn rehearsed(core: &Core) -> Result<Client, StoreError> {
+    let (store, sql) = (&core.store, &core.store.sql);
+    let client = store.own().await?;
+    let nobodys = Started { id: 0, token: Uuid::nil() };
+    let none: [&str; 0] = [];
+    let mark: [&(dyn ToSql + Sync); 7] =
+        [&nobodys.id, &nobodys.token, &0.0, &&none[..], &&none[..], &&none[..], &&none[..]];
+    store.query(&client, &sql.mark_activating, &mark).await?;
+    in_flight::look(store, &client).await?;
+    horizon::look(store, &client).await?;
+    store.query(&client, &sql.pause_left, &[&nobodys.id, &nobodys.token]).await?;
+    let switch: [&(dyn ToSql + Sync); 4] =
+        [&nobodys.id, &nobodys.token, &Position::START, &SystemTime::UNIX_EPOCH];
+    store.query(&client, &sql.switch, &switch).await?;
+    // These two would be noticed: they are only made ready.
+    store.ready(&client, &sql.set_generation).await?;
+    store.ready(&client, &sql.notify).await?;
+    Ok(client)
+}
+
+/// Runs a statement that changes states, commits, then sets the generation and tells everybody: sent together, so that nothing on
+/// our side can stop in between. Returns the rows, and what became of the generation.
+async fn change_states(
+    core: &Core,
+    client: &Client,
+    sql: &Sql,
+    params: &[&(dyn ToSql + Sync)],
+) -> Result<(Vec<Row>, Result<Generation, StoreError>), StoreError> {
+    let (store, on) = (&core.store, On::from(client));
+    // All of them before the first is sent: none may overtake another.
+    let change = store.ready(on, sql).await?;
+    let set = store.ready(on, &store.sql.set_generation).await?;
+    store.ready(on, &store.sql.notify).await?;
+    let (changed, set, ()) =
+        join3(change.query(on, params), set.query(on, &[]), store.hint(on, Hint::States)).await;
+    let set = set.map(|rows| rows.first().map(|row| row.get("generation")).expect("BUG: no generation"));
+    Ok((changed?, set))
+}
+
+/// Marks and commits, then sets the generation.
 async fn mark(
     core: &Core,
     client: &Client,
@@ -64,26 +109,20 @@ async fn mark(
     activation: Started,
     change: &Change,
 ) -> Result<Generation, ActivateError> {
-    let sql = &core.store.sql;
     let ((incoming, in_versions), (outgoing, out_versions)) =
         (texts(&change.incoming), texts(&change.outgoing));
     let limit = options.pause_limit.as_secs_f64();
     let params: [&(dyn ToSql + Sync); 7] =
         [&activation.id, &activation.token, &limit, &incoming, &in_versions, &outgoing, &out_versions];
-    let marked = core.store.query(client, &sql.mark_activating, &params);
-    let set = core.store.query_one(client, &sql.set_generation, &[]);
-    let (marked, set) = join(marked, set).await;
-    let marked = match marked {
-        Ok(rows) => rows.len(),
-        Err(StoreError::Database(error)) if is_constraint(&error, "activations_one_at_a_time") => 0,
-        Err(error) => return Err(error.into()),
-    };
     let planned = change.incoming.len() + change.outgoing.len();
-    if marked != planned {
-        return Err(overtaken(core, client, activation).await?);
+    match change_states(core, client, &core.store.sql.mark_activating, &params).await {
+        Ok((marked, set)) if marked.len() == planned => Ok(set?),
+        Ok(_) => Err(overtaken(core, client, activation).await?),
+        Err(StoreError::Database(error)) if is_constraint(&error, "activations_one_at_a_time") => {
+            Err(overtaken(core, client, activation).await?)
+        }
+        Err(error) => Err(error.into()),
     }
-    core.store.hint(client, Hint::States).await;
-    Ok(set?.get("generation"))
 }
 
 /// Waits until everything that was admitted before the mark has ended. Who is admitted later is so by the new states.
@@ -129,6 +168,7 @@ async fn feed(
         match step_or_name(core, permit, fed, UpTo::Exactly(horizon)).await? {
             // Inline rows are current: appends kept them so, and none is in flight.
             Stepped::Nothing { .. } | Stepped::Inline => return Ok(()),
+            Stepped::Moved { to, .. } if to >= horizon => return Ok(()),
             Stepped::Moved { .. } => {}
             Stepped::Busy => sleep(DRAIN_POLL).await,
             // Some other state changed, say a version was registered; or the pause was given back, which this asks.
@@ -156,12 +196,9 @@ async fn switch(
     horizon: Position,
     drained_at: SystemTime,
 ) -> Result<(), ActivateError> {
-    let sql = &core.store.sql;
     let params: [&(dyn ToSql + Sync); 4] = [&activation.id, &activation.token, &horizon, &drained_at];
-    let switched = core.store.query_one(client, &sql.switch, &params);
-    let set = core.store.query_one(client, &sql.set_generation, &[]);
-    let (switched, set) = join(switched, set).await;
-    let switched = switched?;
+    let (switched, set) = change_states(core, client, &core.store.sql.switch, &params).await?;
+    let switched = switched.first().expect("BUG: a switch that does not say what became of it");
     if switched.get::<_, i64>("done") == 0 {
         return Err(overtaken(core, client, activation).await?);
     }
@@ -175,28 +212,24 @@ async fn switch(
     if let Err(error) = set {
         warn!(error = %chain(&error), "switched, but the generation was not set");
     }
-    core.store.hint(client, Hint::States).await;
     Ok(())
 }
 
 /// Patches write the same rows: no pause.
 pub(super) async fn switch_patches(
     core: &Core,
-    client: &Client,
     activation: Started,
     change: &Change,
 ) -> Result<Pause, ActivateError> {
+    let client = &core.store.own().await?;
     let ((incoming, in_versions), (outgoing, out_versions)) =
         (texts(&change.incoming), texts(&change.outgoing));
     let params: [&(dyn ToSql + Sync); 6] =
         [&activation.id, &activation.token, &incoming, &in_versions, &outgoing, &out_versions];
-    let switched = core.store.query(client, &core.store.sql.switch_patches, &params);
-    let set = core.store.query_one(client, &core.store.sql.set_generation, &[]);
-    let (switched, _set) = join(switched, set).await;
-    if switched?.len() != change.incoming.len() + change.outgoing.len() {
+    let (switched, _set) = change_states(core, client, &core.store.sql.switch_patches, &params).await?;
+    if switched.len() != change.incoming.len() + change.outgoing.len() {
         return Err(overtaken(core, client, activation).await?);
     }
-    core.store.hint(client, Hint::States).await;
     Ok(Pause::default())
 }
 

@@ -43,10 +43,10 @@ pub(super) async fn stay_seen(core: &Core, activation: Started) -> ActivateError
 async fn seen(core: &Core, activation: Started) -> Result<Option<ActivateError>, StoreError> {
     let client = core.background().await?;
     let params: [&(dyn ToSql + Sync); 2] = [&activation.id, &activation.token];
-    if core.store.query_opt(&client, &core.store.sql.see_activation, &params).await?.is_some() {
-        return Ok(None);
-    }
-    Ok(Some(overtaken(core, &client, activation).await?))
+    let seen = core.store.query_opt(&client, &core.store.sql.see_activation, &params).await?.is_some();
+    let ended = if seen { None } else { Some(overtaken(core, &client, activation).await?) };
+    client.give_back_untouched();
+    Ok(ended)
 }
 
 /// Everything that can be done while everybody writes.

@@ -52,7 +52,7 @@ impl Changeover {
         new: &NewEvents,
     ) -> Result<Appended, AppendError> {
         let mut lent = self.core.store.lent().await?;
-        let appended = self.appending(stream, expected, new).alone(lent.client()).await;
+        let appended = self.appending(stream, expected, new).alone(&mut lent).await;
         if appended.is_err() || self.core.configuration.runs_sql_inline() {
             lent.give_back();
         } else {

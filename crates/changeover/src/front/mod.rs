@@ -15,6 +15,7 @@ use uuid::Uuid;
 pub use self::read_models::{SkipError, WaitError};
 use crate::core::Core;
 use crate::instances;
+use crate::log::warm;
 use crate::publisher;
 use crate::store::Path;
 use crate::wake::Waker;
@@ -50,13 +51,14 @@ pub struct Changeover {
 }
 
 impl Changeover {
-    /// Starts what an instance does by itself: publish to its background projectors, watch its readiness, and say that it
-    /// is there. Runs until [`Running::stop`]; if the returned value is dropped, the tasks are told to stop as well.
+    /// Starts what an instance does by itself: publish to its background projectors, watch its readiness, say that it
+    /// is there, and keep connections ready. Runs until [`Running::stop`]; if the returned value is dropped, the tasks are told to stop as well.
     pub fn start(&self) -> Running {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         tasks.spawn(crate::watch::watch(self.core.clone(), stop.clone()));
         tasks.spawn(instances::heartbeat(self.core.clone(), stop.clone()));
         publisher::start(&self.core, &tasks, &stop);
+        tasks.spawn(warm::warm(self.core.clone(), stop.clone()));
         tasks.close();
         Running { tasks, _guard: stop.clone().drop_guard(), stop }
     }

@@ -7,7 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use deadpool_postgres::{Client, Transaction};
-use futures_util::future::{FutureExt, join, join_all, join3};
+use futures_util::future::{join, join_all, join3};
 use postgres_types::{Json, ToSql};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -17,6 +17,7 @@ use super::error::AppendError;
 use super::inline::Inline;
 use crate::codec::{self, EncodeError};
 use crate::decider::{DecideError, Decided, Decider};
+use crate::store::open::Open;
 use crate::store::statements::Sql;
 use crate::store::{self, On, Ready, Store, StoreError};
 use crate::words::decision::Verdict;
@@ -47,10 +48,6 @@ impl Appended {
 
 /// Of one append. PostgreSQL's own limit for a message is one gigabyte.
 const MAX_BYTES: usize = 256 << 20;
-
-/// Whatever the session's default is: the rows are loaded by a later statement than the one that locks their keys, and must
-/// be seen as the writer before us left them.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// How long a transaction of ours may sit there without a statement once it has locked row keys. Whoever is frozen between two
 /// of its statements must not hold up an activation for ever.
@@ -177,17 +174,6 @@ enum Whose {
     Ours,
 }
 
-/// A transaction that was begun by hand. Dropped halfway, it is rolled back at once: the connection may lie in the pool for
-/// long, and what the transaction locked would hold up the horizon and every activation.
-struct Open<'c>(&'c Client);
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        // The first poll sends it, behind all that was sent before.
-        let _ = self.0.batch_execute("ROLLBACK").now_or_never();
-    }
-}
-
 impl Appending<'_> {
     /// Inside the caller's transaction.
     pub(crate) async fn within(&self, tx: &Transaction<'_>) -> Result<Appended, AppendError> {
@@ -286,17 +272,9 @@ impl Appending<'_> {
         decided: &Decided,
         inline: &Inline<'_>,
     ) -> Result<Tried<Appended>, AppendError> {
-        let open = Open(&*client);
-        let on = On::from(open.0);
+        let on = On::from(&*client);
         let prepared = self.prepare(on, inline, Whose::Ours).await?;
-        let logging = self.log(on, decided, inline, &prepared);
-        let (begun, logged, committed) =
-            join3(execute(open.0, BEGIN), logging, execute(open.0, "COMMIT")).await;
-        std::mem::forget(open);
-        begun?;
-        let logged = logged?;
-        committed?;
-        Ok(logged.appended())
+        Open::whole(client, self.log(on, decided, inline, &prepared)).await.map(Tried::appended)
     }
 
     /// One try between BEGIN, which is sent along with the append, and COMMIT, which is sent along with the rows.
@@ -307,14 +285,12 @@ impl Appending<'_> {
         mut inline: Inline<'_>,
         whose: Whose,
     ) -> Result<Tried<Appended>, AppendError> {
-        let open = Open(&*client);
-        let on = On::from(open.0);
+        let on = On::from(&*client);
         let writes = inline.ready_writes(self.store, on).await?;
         let prepared = self.prepare(on, &inline, whose).await?;
-        let logging = self.log(on, decided, &inline, &prepared);
-        let (begun, logged) = join(execute(open.0, BEGIN), logging).await;
+        let open = Open::on_its_way(client);
+        let logged = open.begin(self.log(on, decided, &inline, &prepared)).await?;
         drop(prepared);
-        begun?;
         let folded = logged.and_then(|logged| {
             if let Tried::Done(logged) = &logged {
                 inline.fold(logged)?;
@@ -322,15 +298,10 @@ impl Appending<'_> {
             Ok(logged)
         });
         if let Ok(Tried::Done(logged)) = folded {
-            // Where a write fails, the server makes the commit a rollback.
-            let (written, committed) = join(inline.write(on, &writes), execute(open.0, "COMMIT")).await;
-            std::mem::forget(open);
-            written?;
-            committed?;
+            open.commit(inline.write(on, &writes)).await?;
             return Ok(Tried::Done(logged.appended));
         }
-        execute(open.0, "ROLLBACK").await?;
-        std::mem::forget(open);
+        open.roll_back().await?;
         folded.map(Tried::appended)
     }
 
@@ -540,10 +511,6 @@ impl Tried<Logged> {
             Self::Stale(stale) => Tried::Stale(stale),
         }
     }
-}
-
-async fn execute(client: &Client, sql: &str) -> Result<(), StoreError> {
-    Ok(client.batch_execute(sql).await?)
 }
 
 async fn optional(

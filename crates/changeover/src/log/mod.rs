@@ -5,3 +5,4 @@ pub(crate) mod copy;
 pub(crate) mod error;
 mod inline;
 pub(crate) mod read;
+pub(crate) mod warm;

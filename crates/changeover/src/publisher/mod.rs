@@ -21,7 +21,7 @@ use crate::core::Core;
 use crate::log::read::Limits;
 use crate::projector::{Registered, chain};
 use crate::step::{StepError, Stepped, UpTo, step};
-use crate::store::{StoreError, read_committed};
+use crate::store::StoreError;
 use crate::wake::sleep_for;
 use crate::words::position::Position;
 use crate::words::state::Delivery;
@@ -120,10 +120,9 @@ async fn publish_next(core: &Core, registered: &Registered, limits: Limits) -> R
     if !decided.publishes(registered) {
         return Ok(Published::Refused);
     }
-    let mut client = core.background().await?;
-    let tx = read_committed(&mut client).await?;
+    let client = core.background().await?;
     let permit = Permit { generation: decided.generation, until: None, attempt: None };
-    Ok(match step(&core.store, tx, permit, registered, UpTo::Horizon, limits).await? {
+    Ok(match step(&core.store, client, permit, registered, UpTo::Horizon, limits).await? {
         Stepped::Moved { events, to, .. } => {
             debug!(projector = %registered.target.projector, events, position = %to, "published");
             Published::Some
@@ -244,6 +243,7 @@ async fn stall(
             &core.store.sql.stall,
             &[&projector, &registered.major(), &SHARD, &after, &reason, &position, &event_type],
         )
-        .await
-        .map(drop)
+        .await?;
+    client.give_back_untouched();
+    Ok(())
 }

@@ -37,7 +37,10 @@ async fn announce(core: Arc<Core>, interval: Duration, stop: CancellationToken) 
         sleep_until(next).await;
         next = Instant::now() + interval;
         match core.background().await {
-            Ok(client) => core.store.hint(&client, Hint::Appended).await,
+            Ok(client) => {
+                core.store.hint(&client, Hint::Appended).await;
+                client.give_back_untouched();
+            }
             Err(error) => debug!(error = %chain(&error), "a notification was not sent"),
         }
     }

@@ -93,5 +93,6 @@ async fn look(core: &Core, tail: &Tail, seen: Position) -> Result<Look, StoreErr
             }
         }
     }
+    client.give_back_untouched();
     Ok(look)
 }

@@ -316,11 +316,7 @@ impl Counted {
 
 impl Fed {
     fn reader(&self) -> Reader {
-        Reader {
-            registered: self.registered.clone(),
-            shards: self.shards,
-            counted: self.counted.up_to,
-        }
+        Reader { registered: self.registered.clone(), shards: self.shards, counted: self.counted.up_to }
     }
 }
 

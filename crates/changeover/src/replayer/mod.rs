@@ -42,7 +42,7 @@ use crate::log::read::Limits;
 use crate::projector::{ProjectError, Registered};
 use crate::registration;
 use crate::step::{StepError, Stepped, UpTo, step};
-use crate::store::{Store, StoreError, read_committed};
+use crate::store::{Store, StoreError};
 use crate::words::decision::VersionState;
 use crate::words::position::Position;
 use crate::words::state::ProjectorState;
@@ -251,9 +251,7 @@ async fn step_once(
     up_to: UpTo,
     limits: Limits,
 ) -> Result<Stepped, StepError> {
-    let mut client = core.background().await?;
-    let tx = read_committed(&mut client).await?;
-    step(&core.store, tx, permit, registered, up_to, limits).await
+    step(&core.store, core.background().await?, permit, registered, up_to, limits).await
 }
 
 /// Where the checkpoint of a version's tables stands.

@@ -140,11 +140,8 @@ impl Source {
         let spans =
             usize::try_from((up_to.get() - after.get()).max(0) / reading.span + 1).unwrap_or(usize::MAX);
         let connections = reading.connections.clamp(1, spans);
-        let types: BTreeSet<String> = reading
-            .readers
-            .iter()
-            .flat_map(|reader| reader.registered.event_types.iter().cloned())
-            .collect();
+        let types: BTreeSet<String> =
+            reading.readers.iter().flat_map(|reader| reader.registered.event_types.iter().cloned()).collect();
         let shared = Arc::new(Shared {
             reading,
             types: types.into_iter().collect(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deadpool_postgres::{
-    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
+    ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod, Runtime,
 };
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
@@ -67,6 +67,8 @@ pub(crate) fn pool(config: &Config, size: usize, untouched: Untouched) -> Result
     Pool::builder(Manager::from_config(config.clone(), NoTls, manager_config))
         .max_size(size)
         .runtime(Runtime::Tokio1)
+        // The server knows best what the connection that was used last is about.
+        .queue_mode(QueueMode::Lifo)
         .pre_recycle(clean)
         .create_timeout(Some(TIMEOUT))
         .recycle_timeout(Some(TIMEOUT))

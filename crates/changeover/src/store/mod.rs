@@ -2,6 +2,7 @@
 
 pub(crate) mod connect;
 pub(crate) mod migrate;
+pub(crate) mod open;
 pub(crate) mod quote;
 pub(crate) mod rows;
 pub(crate) mod statements;
@@ -163,8 +164,9 @@ pub(crate) struct Lent {
 }
 
 impl Lent {
-    pub(crate) fn client(&mut self) -> &mut Client {
-        self.client.as_mut().expect("BUG: given back only in the end")
+    /// A connection of a pool that knows which of its own are untouched.
+    pub(crate) async fn from(pool: &Pool, untouched: &Untouched) -> Result<Self, StoreError> {
+        Ok(Self { client: Some(pool.get().await?), untouched: untouched.clone() })
     }
 
     /// Gives it back. To be called when the work is done, however it went.
@@ -178,6 +180,20 @@ impl Lent {
             self.untouched.note(client);
         }
         self.give_back();
+    }
+}
+
+impl std::ops::Deref for Lent {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        self.client.as_ref().expect("BUG: given back only in the end")
+    }
+}
+
+impl std::ops::DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut Client {
+        self.client.as_mut().expect("BUG: given back only in the end")
     }
 }
 
@@ -212,6 +228,12 @@ pub(crate) enum On<'a> {
 impl<'a> From<&'a Client> for On<'a> {
     fn from(client: &'a Client) -> Self {
         Self::Client(client)
+    }
+}
+
+impl<'a> From<&'a Lent> for On<'a> {
+    fn from(lent: &'a Lent) -> Self {
+        Self::Client(lent)
     }
 }
 
@@ -278,12 +300,17 @@ impl Store {
 
     /// A connection from the pool for work that its caller may give up halfway.
     pub(crate) async fn lent(&self) -> Result<Lent, StoreError> {
-        Ok(Lent { client: Some(self.client().await?), untouched: self.untouched.clone() })
+        Lent::from(&self.pool, &self.untouched).await
     }
 
     /// A connection of its own.
     pub(crate) async fn single(&self) -> Result<tokio_postgres::Client, StoreError> {
         connect::single(&self.config).await
+    }
+
+    /// A connection of its own that keeps its statements: for what runs the same ones again.
+    pub(crate) async fn own(&self) -> Result<Client, StoreError> {
+        Ok(connect::pool(&self.config, 1, Untouched::default())?.get().await?)
     }
 
     /// The channel on which processes hear of each other.
