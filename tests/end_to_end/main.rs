@@ -19,6 +19,7 @@ mod inline_sql;
 mod instances;
 mod isolation;
 mod ledger;
+mod map;
 mod migration;
 mod old_appends;
 mod operator;

@@ -16,6 +16,7 @@ mod admission;
 mod adopt;
 mod builder;
 mod codec;
+mod copied;
 mod core;
 mod decider;
 mod discard;

@@ -1,7 +1,6 @@
 //! The log: append and read.
 
 pub(crate) mod append;
-pub(crate) mod copy;
 pub(crate) mod error;
 mod inline;
 pub(crate) mod read;

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::ProjectError;
 use crate::codec;
-use crate::log::copy::CopiedEvent;
+use crate::copied::CopiedEvent;
 use crate::words::event::Recorded;
 
 /// What is decoded of some events, by the type that they were decoded into.

@@ -22,7 +22,7 @@ use super::hashed::{ByHash, Hashed, Lookup};
 use super::row::{ColumnArray, Row, hash_of, hash_with};
 use super::split::Statements;
 use super::{BoxError, Load, ProjectError};
-use crate::log::copy::CopiedEvent;
+use crate::copied::CopiedEvent;
 use crate::words::event::{RawEvent, Recorded};
 use crate::words::position::Position;
 

@@ -19,7 +19,7 @@ use super::parallel::{Known, Parallel, Piece, Work, shard_of};
 use super::row::stable_hash;
 use super::sql::{Running, SqlProjector};
 use crate::codec;
-use crate::log::copy::CopiedEvent;
+use crate::copied::CopiedEvent;
 use crate::store::Path;
 use crate::words::event::{RawEvent, Recorded};
 use crate::words::position::Position;

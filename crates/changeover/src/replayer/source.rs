@@ -9,7 +9,7 @@ use futures_util::stream::TryStreamExt;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::log::copy::{self, CopiedEvent};
+use crate::copied::{self, CopiedEvent};
 use crate::projector::decoded::DecodedOnce;
 use crate::projector::parallel::Piece;
 use crate::projector::{ProjectError, Registered};
@@ -191,7 +191,7 @@ async fn read(
     let reading = &shared.reading;
     let client = reading.store.single().await?;
     let types: Vec<String> = shared.types.iter().map(|name| literal(name)).collect();
-    let (schema, columns, types) = (&reading.store.schema, copy::COLUMNS, types.join(", "));
+    let (schema, columns, types) = (&reading.store.schema, copied::COLUMNS, types.join(", "));
     let without: Vec<String> = reading.without.iter().map(ToString::to_string).collect();
     let without = match &without[..] {
         [] => String::new(),
@@ -211,7 +211,7 @@ async fn read(
         let mut messages = std::pin::pin!(client.copy_out(&sql).await?);
         let (mut tuples, mut first, mut read) = (shared.tuples(), true, 0);
         while let Some(message) = messages.try_next().await? {
-            if let Some(tuple) = copy::tuple(&message, std::mem::take(&mut first)) {
+            if let Some(tuple) = copied::tuple(&message, std::mem::take(&mut first)) {
                 tuples.push(tuple);
                 read += 1;
             }
