@@ -11,10 +11,14 @@ fn workspace() -> PathBuf {
 /// The modules of the table, in its order.
 fn map() -> Vec<String> {
     let text = fs::read_to_string(workspace().join("ARCHITECTURE.md")).unwrap();
-    let table = text.split_once("Inside `crates/changeover/src`:\n\n").unwrap().1.split_once("\n\n").unwrap().0;
+    let table =
+        text.split_once("Inside `crates/changeover/src`:\n\n").unwrap().1.split_once("\n\n").unwrap().0;
     let modules = table.lines().skip(2).flat_map(|line| {
         let names = line.trim_start_matches("| ").split(" | ").next().unwrap();
-        names.split(", ").map(|name| name.trim_matches('`').trim_end_matches('/').to_owned()).collect::<Vec<_>>()
+        names
+            .split(", ")
+            .map(|name| name.trim_matches('`').trim_end_matches('/').to_owned())
+            .collect::<Vec<_>>()
     });
     modules.collect()
 }

@@ -26,7 +26,7 @@
 //! | holding back behind any long transaction of the cluster | `traps_of_the_log::a_long_transaction_elsewhere_holds_up_neither_publishing_nor_an_activation`, `read::a_transaction_that_appends_nothing_holds_nothing_up`, `read::a_running_dump_holds_nothing_up` |
 //! | positions that break after dump and restore | `traps_of_the_log::positions_go_on_after_dump_and_restore`, `read::positions_go_on_after_dump_and_restore` |
 //! | a lag measured against a frozen mark that reads "healthy" | `traps_of_the_log::the_lag_of_a_projector_that_nobody_feeds_grows` |
-//! | liveness that depends on lag | concerns HTTP: the tests of `changeover-http` |
+//! | liveness that depends on lag | `neither_liveness_nor_readiness_depends_on_lag`, in `crates/changeover-http` |
 //! | a status command that blocks on the lock of the running replay | `status_waits_for_nobody`, `publisher::a_batch_in_progress_holds_up_neither_status_nor_appends_nor_other_projectors` |
 //! | one flag that deletes everything | `traps_of_going_back::no_flag_deletes_what_is_active_replayed_or_being_activated` |
 //! | error texts that leak event data | `errors_hold_no_event_data`, `publisher::an_event_that_does_not_decode_stalls_and_its_data_is_not_in_the_error` |

@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use changeover::{ActivateOptions, Configuration, Expected};
+use changeover::{ActivateOptions, Configuration, Expected, Pace, ReplayOptions, Throttle};
 use changeover_testkit::{Database, Proxy, eventually};
 
 use crate::instances::{OrderEvent, PATIENCE, app, get_from, instance, stream, until_readyz_says};
@@ -84,6 +84,59 @@ async fn readyz_says_unknown_where_an_unknown_projector_is_active() {
     .await;
     until_readyz_says(&without_app, "unknown").await;
     running.stop().await;
+}
+
+#[tokio::test]
+async fn neither_liveness_nor_readiness_depends_on_lag() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let old = instance::<1>(database.config()).await;
+    let (old_app, old_running) = (app(&old), old.start());
+    until_readyz_says(&old_app, "active").await;
+
+    // Nobody publishes while somebody has the checkpoint; and what is stalled is not published either.
+    let hold = "BEGIN; UPDATE changeover.checkpoints SET error = 'a poison', stalled_since = now() WHERE projector = 'orders'";
+    client.batch_execute(hold).await.unwrap();
+    let events: Vec<OrderEvent> = (0..500).map(|_| OrderEvent::OrderPaid {}).collect();
+    old.append(&stream("order-1"), Expected::Any, &events).await.unwrap();
+    let lags = async || {
+        old.status()
+            .await
+            .unwrap()
+            .projectors
+            .iter()
+            .any(|row| row.tables.as_ref().is_some_and(|tables| tables.lag_events >= 500))
+    };
+    for stalled in [false, true] {
+        if stalled {
+            client.batch_execute("COMMIT").await.unwrap();
+        }
+        eventually(PATIENCE, lags).await;
+        for path in ["/livez", "/readyz"] {
+            let answer = get_from(&old_app, path).await;
+            assert_eq!(answer.status, StatusCode::OK, "{path}, stalled: {stalled}: {}", answer.text);
+        }
+    }
+
+    // In the middle of a replay: the process that replays lives, and is not restarted.
+    let new = instance::<2>(database.config()).await;
+    let (new_app, new_running) = (app(&new), new.start());
+    until_readyz_says(&new_app, "waiting").await;
+    let throttle = Throttle { events_per_sec: Some(1), ..Throttle::default() };
+    let pace = Pace { throttle, parallel_above_events: 0, ..Pace::default() };
+    let options = ReplayOptions { pace, ..ReplayOptions::default() };
+    let replaying = tokio::spawn({
+        let new = new.clone();
+        async move { new.replay(&["orders".parse().unwrap()], &options, &|_| {}).await }
+    });
+    eventually(PATIENCE, || async { !old.status().await.unwrap().replays.is_empty() }).await;
+    assert_eq!(get_from(&new_app, "/livez").await.status, StatusCode::OK);
+    assert_eq!(get_from(&old_app, "/readyz").await.status, StatusCode::OK);
+    until_readyz_says(&new_app, "waiting").await;
+    assert!(!replaying.is_finished(), "the replay was over before anybody looked");
+    replaying.abort();
+    old_running.stop().await;
+    new_running.stop().await;
 }
 
 #[tokio::test]
