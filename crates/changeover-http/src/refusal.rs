@@ -24,6 +24,7 @@ pub(crate) const RETRY_AFTER_SECS: &str = "1";
 /// | another writer got in between | 503 with `Retry-After` | `Contended` |
 /// | [`AppendError::Conflict`] | 409 | `Conflict` |
 /// | a text with U+0000 | 422 | `HoldsNul` |
+/// | data nested more than 127 deep | 422 | `TooDeep` |
 /// | too many bytes at once | 413 | `TooLarge` |
 /// | the read model is behind | 504 | `Timeout` |
 /// | anything else | 500 | `Internal`; the details are logged, not sent |
@@ -101,6 +102,9 @@ impl From<AppendError> for Refusal {
             AppendError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "Conflict", &error, false),
             AppendError::Encode(EncodeError::HoldsNul { .. }) => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "HoldsNul", &error, false)
+            }
+            AppendError::Encode(EncodeError::TooDeep { .. }) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "TooDeep", &error, false)
             }
             AppendError::TooLarge { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", &error, false)
