@@ -6,7 +6,9 @@ use std::fmt::Display;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use changeover::{AppendError, EncodeError, ReadError, Readiness, Refused, StoreError, WaitError};
+use changeover::{
+    AppendError, EncodeError, ReadError, Readiness, ReadyState, Refused, StoreError, WaitError,
+};
 use serde_json::json;
 use tracing::error;
 
@@ -91,7 +93,9 @@ impl From<Refused> for Refusal {
 impl From<Readiness> for Refusal {
     fn from(readiness: Readiness) -> Self {
         let message = format!("this instance is {}: {}", readiness.state, readiness.reason);
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &message, false)
+        // A switch is over in a moment; any other state takes more than waiting.
+        let retryable = readiness.state == ReadyState::Activating;
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &message, retryable)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::core::Core;
 use crate::horizon;
 use crate::in_flight::Blocker;
 use crate::projector::Registered;
+use crate::projector::configuration::NotRegistered;
 use crate::registration;
 use crate::store::{Store, StoreError};
 use crate::verify::{self, Verified, VerifyError, VerifyOptions, VerifyProgress};
@@ -109,8 +110,8 @@ pub struct Adopted {
 #[non_exhaustive]
 pub enum AdoptError {
     /// The configuration holds no such projector.
-    #[error("this build registers no projector {0}")]
-    NotOurs(ProjectorName),
+    #[error(transparent)]
+    NotOurs(#[from] NotRegistered),
     /// A version of the projector was registered before, so its rows came from the log.
     #[error(
         "not adopted: {projector} {version} is {state} already; only a projector that was never registered can adopt tables"
@@ -170,7 +171,9 @@ pub enum AdoptError {
         source: StoreError,
     },
     /// The rows are not what the log makes of them.
-    #[error("not adopted: {0}")]
+    #[error(
+        "not adopted: {0}; mend the rows, or the projector where those are right, then run `adopt` again"
+    )]
     Differs(Box<Verified>),
     /// Whether they are could not be told.
     #[error("not adopted: verifying failed")]

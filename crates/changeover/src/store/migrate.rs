@@ -19,7 +19,9 @@ pub enum MigrateError {
     #[error("the database refused")]
     Store(#[from] StoreError),
     /// A migration failed, or one that was applied differs from ours.
-    #[error("a migration of schema {schema} failed")]
+    #[error(
+        "a migration of schema {schema} failed: mend what the reason names, then run `migrate` again, which goes on from there"
+    )]
     Migration {
         /// The schema.
         schema: SchemaName,

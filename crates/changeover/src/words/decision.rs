@@ -56,7 +56,7 @@ pub enum Refused {
     },
     /// The active configuration holds a projector that this instance does not have.
     #[error(
-        "{projector} {version} is {state} and this instance does not know it: it belongs to another configuration"
+        "{projector} {version} is {state} and this instance does not know it: start the build that has it, or, to remove it for good, run activate-configuration of one without it"
     )]
     UnknownProjectorIsActive {
         /// The projector.
