@@ -28,6 +28,9 @@ check: ## Format, lints and docs, without running a test
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
+manifests: ## The Kubernetes manifests against the schemas of Kubernetes; needs Python and the network
+	@.ci/manifests
+
 fmt: ## Format the code
 	cargo fmt --all
 
