@@ -395,6 +395,7 @@ async fn an_activation_waits_for_instances_of_the_new_configuration() {
     let refused = operator.activate(&options, &|_| {}).await.unwrap_err();
     // The old release's instance does not count.
     assert!(matches!(refused, ActivateError::Instances { seen: 1, wanted: 2, .. }), "{refused}");
+    assert!(refused.to_string().contains("1 of 2 instances with orders 2.0.0 are alive"), "{refused}");
     assert_eq!(active(&client).await, "orders 1.0.0");
     assert_eq!(newest_outcome(&client).await.unwrap(), "failed");
 

@@ -380,7 +380,9 @@ async fn a_batch_that_ends_while_it_is_looked_at_is_not_taken_for_an_old_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_transaction_is_named_and_waited_for() {
-    let database = Database::fresh().await;
+    // Not every server that DATABASE_URL may name allows prepared transactions.
+    let cluster = Cluster::start().unwrap();
+    let database = Database::fresh_on(&cluster).await;
     let client = database.client().await;
     let (old, new) = two_releases(&database, "").await;
     let gid = database.name();
@@ -405,7 +407,9 @@ async fn a_prepared_transaction_is_named_and_waited_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_transaction_that_is_prepared_during_the_pause_is_waited_for_too() {
-    let database = Database::fresh().await;
+    // Not every server that DATABASE_URL may name allows prepared transactions.
+    let cluster = Cluster::start().unwrap();
+    let database = Database::fresh_on(&cluster).await;
     let client = database.client().await;
     let (old, new) = two_releases(&database, "").await;
     let gid = database.name();

@@ -46,7 +46,7 @@ async fn attempt(client: &Client) -> i32 {
 }
 
 /// Whoever was seen a moment ago was not seen for a minute.
-async fn silence(client: &Client) {
+pub(crate) async fn silence(client: &Client) {
     let sql = "UPDATE changeover.replays SET last_seen = last_seen - interval '1 minute'";
     assert_eq!(client.execute(sql, &[]).await.unwrap(), 1);
 }

@@ -28,6 +28,7 @@ mod orders;
 mod parallel;
 mod parallel_breaking;
 mod pooler;
+mod pooler_operations;
 mod preparing;
 mod projectors;
 mod properties;

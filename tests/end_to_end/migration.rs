@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use changeover::{Changeover, ConnectError, Expected, MigrateError};
+use changeover::{
+    AppendError, Changeover, ConnectError, Expected, MigrateError, ReadyState, Refused, WaitError,
+};
 use changeover_testkit::{Database, eventually};
 use tokio::task::JoinSet;
 
@@ -36,7 +38,15 @@ async fn twenty_concurrent_migrators_all_succeed_and_one_of_them_did_the_work() 
     let mut expected = vec![Vec::new(); 19];
     expected.push((1..=newest()).collect::<Vec<_>>());
     assert_eq!(twenty(&database).await, expected);
+    // Whoever runs is told to decide anew, once.
+    let client = database.client().await;
+    let generation = async || -> i64 {
+        client.query_one("SELECT last_value FROM changeover.generation", &[]).await.unwrap().get(0)
+    };
+    let set = generation().await;
+    assert!(set > 1 << 20, "{set}");
     assert_eq!(twenty(&database).await, vec![Vec::<i32>::new(); 20]);
+    assert_eq!(generation().await, set);
     builder(&database).connect().await.unwrap();
 }
 
@@ -183,6 +193,49 @@ async fn a_newer_schema_that_breaks_this_release_is_refused_by_name() {
     // Nothing was touched on the way: once it fits again it works.
     client.batch_execute("UPDATE changeover.compatibility SET needs = 1").await.unwrap();
     builder(&database).connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_instance_that_runs_stops_when_its_schema_becomes_one_that_it_cannot_work_with() {
+    let database = Database::fresh().await;
+    builder(&database).migrate().await.unwrap();
+    let instance = builder(&database).connect().await.unwrap();
+    let running = instance.start();
+    let last = crate::orders::place(&instance, "order", 2).await.last().unwrap();
+    let orders = "orders".parse().unwrap();
+    instance.wait_for(&orders, last, SOON).await.unwrap();
+    // What the migration of a later release does, in this order.
+    let client = database.client().await;
+    let migrated = async |needs: i32| {
+        let sql = format!("UPDATE changeover.compatibility SET needs = {needs}");
+        client.batch_execute(&sql).await.unwrap();
+        let sql = "SELECT setval('changeover.generation', last_value + 1) FROM changeover.generation";
+        client.query_one(sql, &[]).await.unwrap();
+    };
+    migrated(99).await;
+    let again = [placed("Ada")];
+    let refused = instance.append(&stream("late"), Expected::Any, &again).await.unwrap_err();
+    assert!(
+        matches!(&refused, AppendError::Refused(Refused::SchemaIsNewer { needs: 99, ours, .. }) if *ours == newest()),
+        "{refused:?}"
+    );
+    assert!(refused.to_string().contains("schema changeover is at version"), "{refused}");
+    eventually(SOON, || async { instance.readiness().state == ReadyState::Retired }).await;
+    let reason = instance.readiness().reason;
+    assert!(reason.contains("needs a release that knows version 99"), "{reason}");
+    // Nothing is published by it either: not what the later release appends meanwhile.
+    let insert = "INSERT INTO changeover.events (position, stream, revision, type, data)
+                  SELECT nextval('changeover.event_position'), 'theirs', 1, type, data FROM changeover.events LIMIT 1";
+    client.execute(insert, &[]).await.unwrap();
+    let short = Duration::from_millis(200);
+    let newest = instance.horizon().await.unwrap();
+    let waited = instance.wait_for(&orders, newest, short).await.unwrap_err();
+    assert!(matches!(waited, WaitError::Timeout { at, .. } if at == last), "{waited:?}");
+    // Should it be undone, it goes on.
+    migrated(1).await;
+    instance.wait_for(&orders, newest, SOON).await.unwrap();
+    instance.append(&stream("late"), Expected::Any, &again).await.unwrap();
+    running.stop().await;
 }
 
 #[tokio::test]

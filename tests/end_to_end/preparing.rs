@@ -121,5 +121,7 @@ async fn a_preparation_that_is_aborted_stops() {
     let error = tokio::time::timeout(SOON, activating).await.unwrap().unwrap().unwrap_err();
     let ActivateError::Ended { outcome, .. } = &error else { panic!("{error:?}") };
     assert_eq!(outcome, "aborted: aborted by somebody");
+    let text = error.to_string();
+    assert!(text.contains(", of orders 2.0.0, was ended") && text.contains("try again"), "{text}");
     assert_eq!(active(&client).await, "orders 1.0.0");
 }

@@ -338,10 +338,14 @@ async fn waiting_for_a_projector_ends_with_its_rows_or_says_why_not() {
     let started = Instant::now();
     let timeout = changeover.wait_for(&name("entries"), last, short).await.unwrap_err();
     assert!(started.elapsed() >= short);
+    let text = timeout.to_string();
+    assert!(text.starts_with("entries 1.0.0 is at position 0") && text.contains("`status`"), "{text}");
     let WaitError::Timeout { at, wanted, .. } = timeout else { panic!("{timeout}") };
     assert_eq!((at, wanted), (Position::START, last));
     let unknown = changeover.wait_for(&name("nobody"), last, short).await.unwrap_err();
-    assert!(matches!(unknown, WaitError::NotOurs(_)) && unknown.to_string().contains("nobody"), "{unknown}");
+    assert!(matches!(unknown, WaitError::NotOurs(_)), "{unknown}");
+    let text = unknown.to_string();
+    assert_eq!(text, "this build registers no projector nobody; it has entries, orders, totals");
 
     let client = database.client().await;
     client.execute("INSERT INTO entries_v1.poison VALUES ('Eve', 'an error')", &[]).await.unwrap();
@@ -351,7 +355,9 @@ async fn waiting_for_a_projector_ends_with_its_rows_or_says_why_not() {
     let poison = append(&changeover, "Eve").await;
     let waiting = changeover.wait_for(&name("entries"), poison, SOON).await.unwrap_err();
     assert!(matches!(waiting, WaitError::Stalled { .. }), "{waiting}");
-    assert!(waiting.to_string().contains("the till is shut"), "{waiting}");
+    let text = waiting.to_string();
+    assert!(text.contains("entries 1.0.0 is stalled (") && text.contains("the till is shut"), "{text}");
+    assert!(text.contains("run `retry entries`, or give the event up with `skip`"), "{text}");
     changeover.wait_for(&name("entries"), last, SOON).await.unwrap();
     running.stop().await;
 }

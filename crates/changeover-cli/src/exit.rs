@@ -380,10 +380,19 @@ impl From<DiscardError> for Failure {
     }
 }
 
+/// What to do about rows of tables that are to be adopted: they cannot be replayed from the beginning.
+const MEND_WHAT_IS_ADOPTED: &str =
+    "mend the rows, or the projector where those are right, then run `adopt` again with the same options";
+
 /// What to do about rows that differ.
 fn rows_to_see(verified: &[Verified]) -> Option<Box<str>> {
-    let first = verified.first()?;
-    Some(format!("see all of it with `verify {}`; nothing was changed", first.projector).into())
+    let first = &verified.first()?.projector;
+    let all: Vec<&str> = verified.iter().map(|verified| verified.projector.as_str()).collect();
+    let next = format!(
+        "see all of it with `verify {first}`, mend the projector, and start over with `replay {} --restart`; nothing was changed",
+        all.join(" ")
+    );
+    Some(next.into())
 }
 
 impl From<VerifyError> for Failure {
@@ -447,7 +456,13 @@ impl From<AdoptError> for Failure {
             }
             AdoptError::Differs(verified) => {
                 "not adopted: rows are not what the log makes of them".clone_into(&mut failure.message);
+                failure.next = Some(MEND_WHAT_IS_ADOPTED.into());
                 failure.in_the_way = Some(InTheWay::Verified(vec![*verified]));
+            }
+            AdoptError::NotActivated { source: ActivateError::Differs(verified), .. } => {
+                failure.causes.clear();
+                failure.next = Some(MEND_WHAT_IS_ADOPTED.into());
+                failure.in_the_way = Some(InTheWay::Verified(verified));
             }
             AdoptError::Blocked { blockers, .. } if !blockers.is_empty() => {
                 "not adopted: the tables could not be moved".clone_into(&mut failure.message);
@@ -495,7 +510,8 @@ mod tests {
         check(ActivateError::Overtaken { by: "ci".to_owned() }.into(), Exit::Refused, "overtaken");
         check(ActivateError::Store(slow()).into(), Exit::Failed, "database");
         check(ActivateError::Replay(ReplayError::Store(slow())).into(), Exit::Failed, "database");
-        check(ActivateError::Replay(ReplayError::NotOurs(name())).into(), Exit::Refused, "unknown_projector");
+        let unknown = changeover::NotRegistered { projector: name(), registered: Vec::new() };
+        check(ActivateError::Replay(unknown.into()).into(), Exit::Refused, "unknown_projector");
         check(ReplayError::Register(RegisterError::Store(slow())).into(), Exit::Failed, "database");
         let skip = SkipError::NotStalledThere {
             projector: name(),

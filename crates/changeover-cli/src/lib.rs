@@ -1,9 +1,11 @@
 //! Changeover's commands: a clap library that a host embeds, and the `changeover` binary.
 //!
-//! `plan`, `replay`, `activate-configuration`, `rollback`, `adopt` and `verify` run the projectors' code, so they belong into the
-//! application's own binary:
-//! the same build that serves also replays and activates. The other commands need no projector; the `changeover` binary has
-//! them too, for operators.
+//! `plan`, `replay`, `activate-configuration`, `upgrade`, `rollback`, `optimize`, `adopt` and `verify` run the projectors' code, so
+//! they belong into the application's own binary: the same build that serves also replays and activates. The other commands
+//! need no projector, and neither does `verify --between`; the `changeover` binary has them too, for operators.
+//!
+//! What a replay may take of memory, connections and the server's time is bounded by [`PaceArgs`]: `--memory`, `--max-connections`,
+//! `--checkpoint-every`, `--throttle`, `--pause-above-commit-latency` and `--pause-above-replication-lag`.
 //!
 //! # In an application
 //!

@@ -6,7 +6,9 @@ use std::fmt::Display;
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use changeover::{AppendError, EncodeError, ReadError, Readiness, Refused, StoreError, WaitError};
+use changeover::{
+    AppendError, EncodeError, ReadError, Readiness, ReadyState, Refused, StoreError, WaitError,
+};
 use serde_json::json;
 use tracing::error;
 
@@ -24,6 +26,7 @@ pub(crate) const RETRY_AFTER_SECS: &str = "1";
 /// | another writer got in between | 503 with `Retry-After` | `Contended` |
 /// | [`AppendError::Conflict`] | 409 | `Conflict` |
 /// | a text with U+0000 | 422 | `HoldsNul` |
+/// | data nested more than 127 deep | 422 | `TooDeep` |
 /// | too many bytes at once | 413 | `TooLarge` |
 /// | the read model is behind | 504 | `Timeout` |
 /// | anything else | 500 | `Internal`; the details are logged, not sent |
@@ -90,7 +93,9 @@ impl From<Refused> for Refusal {
 impl From<Readiness> for Refusal {
     fn from(readiness: Readiness) -> Self {
         let message = format!("this instance is {}: {}", readiness.state, readiness.reason);
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &message, false)
+        // A switch is over in a moment; any other state takes more than waiting.
+        let retryable = readiness.state == ReadyState::Activating;
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "NotReady", &message, retryable)
     }
 }
 
@@ -101,6 +106,9 @@ impl From<AppendError> for Refusal {
             AppendError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "Conflict", &error, false),
             AppendError::Encode(EncodeError::HoldsNul { .. }) => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "HoldsNul", &error, false)
+            }
+            AppendError::Encode(EncodeError::TooDeep { .. }) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "TooDeep", &error, false)
             }
             AppendError::TooLarge { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "TooLarge", &error, false)

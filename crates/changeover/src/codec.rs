@@ -30,6 +30,14 @@ pub enum EncodeError {
         /// The type of the event.
         event_type: String,
     },
+    /// Nobody could decode it, whatever type it is decoded into.
+    #[error(
+        "the data or metadata of {event_type} is nested more than {DEEPEST} deep, which no projector could decode: flatten it"
+    )]
+    TooDeep {
+        /// The type of the event.
+        event_type: String,
+    },
     /// No text column of any read model could hold it.
     #[error(
         "the data or metadata of {event_type} holds the character U+0000, which PostgreSQL's text cannot hold"
@@ -39,6 +47,9 @@ pub enum EncodeError {
         event_type: String,
     },
 }
+
+/// As deep as serde_json decodes: arrays and objects in one another.
+const DEEPEST: usize = 127;
 
 /// An event as the log stores it.
 #[derive(Debug)]
@@ -52,17 +63,16 @@ pub(crate) fn encode(event: &impl Serialize) -> Result<Encoded, EncodeError> {
         Some((name, source)) => EncodeError::Json { event_type: name.to_owned(), source },
         None => EncodeError::NotAnEnum,
     })?;
-    let data = json_without_nul(name, json)?;
+    let data = readable_json(name, json)?;
     all_finite(name, data.get(), event)?;
     Ok(Encoded { event_type: name.to_owned(), data })
 }
 
 pub(crate) fn encode_metadata(metadata: &impl Serialize) -> Result<Box<RawValue>, EncodeError> {
     let unfit = |source| EncodeError::Json { event_type: "metadata".to_owned(), source };
-    let json = serde_json::to_string(metadata).map_err(unfit)?;
+    let json = readable_json("metadata", serde_json::to_string(metadata).map_err(unfit)?)?;
     // Readers take it for a value, so it must be one: raw JSON may hold numbers that none can hold.
-    serde_json::from_str::<serde_json::Value>(&json).map_err(unfit)?;
-    let json = json_without_nul("metadata", json)?;
+    serde_json::from_str::<serde_json::Value>(json.get()).map_err(unfit)?;
     all_finite("metadata", json.get(), metadata)?;
     Ok(json)
 }
@@ -75,9 +85,13 @@ fn all_finite(event_type: &str, json: &str, value: &impl Serialize) -> Result<()
     Ok(())
 }
 
-fn json_without_nul(event_type: &str, json: String) -> Result<Box<RawValue>, EncodeError> {
+/// What PostgreSQL can hold and readers can decode.
+fn readable_json(event_type: &str, json: String) -> Result<Box<RawValue>, EncodeError> {
     if holds_nul(&json) {
         return Err(EncodeError::HoldsNul { event_type: event_type.to_owned() });
+    }
+    if is_too_deep(&json) {
+        return Err(EncodeError::TooDeep { event_type: event_type.to_owned() });
     }
     RawValue::from_string(json)
         .map_err(|source| EncodeError::Json { event_type: event_type.to_owned(), source })
@@ -89,6 +103,31 @@ fn holds_nul(json: &str) -> bool {
         let backslashes_before = json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count();
         backslashes_before % 2 == 0
     })
+}
+
+/// Whether JSON text is nested too deep to be decoded. Parsing it as raw JSON does not tell: that needs no recursion.
+fn is_too_deep(json: &str) -> bool {
+    let opens = |byte: &u8| matches!(byte, b'[' | b'{');
+    // All but a few have not even that many brackets.
+    if json.as_bytes().iter().filter(|byte| opens(byte)).count() <= DEEPEST {
+        return false;
+    }
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in json.as_bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return true;
+        }
+    }
+    false
 }
 
 /// Decodes an event. The error says where the data does not fit, never what it holds.
@@ -492,6 +531,39 @@ mod tests {
         assert!(matches!(encode(&placed("a\0b")), Err(EncodeError::HoldsNul { .. })));
         assert!(encode(&placed("a\\u0000b")).is_ok());
         assert!(matches!(encode(&placed("a\\\0b")), Err(EncodeError::HoldsNul { .. })));
+    }
+
+    #[test]
+    fn what_nobody_could_decode_is_refused_however_it_is_nested() {
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        enum Nested {
+            Alone(serde_json::Value),
+            Field { of: serde_json::Value },
+        }
+        let nested = |depth: usize, inside: fn(serde_json::Value) -> serde_json::Value| {
+            (0..depth).fold(serde_json::json!("[[\\\"{"), |value, _| inside(value))
+        };
+        let kinds: [fn(serde_json::Value) -> serde_json::Value; 2] =
+            [|value| serde_json::json!([value]), |value| serde_json::json!({ "a": value })];
+        for kind in kinds {
+            let deepest =
+                [Nested::Alone(nested(DEEPEST, kind)), Nested::Field { of: nested(DEEPEST - 1, kind) }];
+            for event in deepest {
+                let Encoded { event_type, data } = encode(&event).unwrap();
+                assert_eq!(decode::<Nested>(&event_type, data.get()), Ok(event));
+            }
+            encode_metadata(&nested(DEEPEST, kind)).unwrap();
+            let deeper = nested(DEEPEST + 1, kind);
+            for event in [Nested::Alone(deeper.clone()), Nested::Field { of: nested(DEEPEST, kind) }] {
+                let refused = encode(&event).unwrap_err();
+                assert!(matches!(refused, EncodeError::TooDeep { .. }), "{refused:?}");
+                assert!(refused.to_string().contains("more than 127 deep"), "{refused}");
+            }
+            assert!(matches!(encode_metadata(&deeper), Err(EncodeError::TooDeep { .. })));
+        }
+        // Brackets beside each other, and in texts, are no depth.
+        encode(&Nested::Alone(serde_json::json!(vec![[1]; 500]))).unwrap();
+        encode(&Nested::Alone(serde_json::json!("[".repeat(500)))).unwrap();
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::expiry;
 use crate::projector::Registered;
 use crate::projector::configuration::Configuration;
 use crate::registration;
-use crate::store::{On, Store, StoreError, rows};
+use crate::store::{On, Store, StoreError, migrate, rows};
 use crate::views;
 use crate::words::decision::{Refused, Verdict, VersionState, decide, followed};
 use crate::words::names::ProjectorName;
@@ -230,6 +230,11 @@ impl Decider {
 
     async fn decide(&self, client: &Client) -> Result<Decided, StoreError> {
         let mut read = Read::now(&self.store, client).await?;
+        if let Some(refused) = read.outdated {
+            let Read { generation, as_of, .. } = read;
+            let (verdict, inline, followed) = (Verdict::Refused(refused), Vec::new(), BTreeSet::new());
+            return Ok(Decided { generation, verdict, inline, followed, as_of });
+        }
         if read.states.iter().any(|row| row.in_activation) && expiry::expire(&self.store, client).await? {
             read = Read::now(&self.store, client).await?;
         }
@@ -287,6 +292,8 @@ async fn limited<T>(
 struct Read {
     generation: Generation,
     states: Vec<VersionState>,
+    /// Why they are not for this release to interpret, if they are not.
+    outdated: Option<Refused>,
     /// Before the reading.
     as_of: Instant,
 }
@@ -294,8 +301,18 @@ struct Read {
 impl Read {
     async fn now(store: &Store, client: &Client) -> Result<Self, StoreError> {
         let as_of = Instant::now();
-        let (generation, states) = read_states(store, client).await?;
-        Ok(Self { generation, states, as_of })
+        // Sent together, run one after the other: whoever migrates sets the generation afterwards.
+        let compatibility = store.query_one(client, &store.sql.compatibility, &[]);
+        let (read, compatibility) = join(read_states(store, client), compatibility).await;
+        let ((generation, states), compatibility) = (read?, compatibility?);
+        let (needs, ours) = (compatibility.get("needs"), migrate::newest());
+        let outdated = (needs > ours).then(|| Refused::SchemaIsNewer {
+            schema: store.schema.clone(),
+            found: compatibility.get("version"),
+            needs,
+            ours,
+        });
+        Ok(Self { generation, states, outdated, as_of })
     }
 }
 

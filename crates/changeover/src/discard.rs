@@ -121,7 +121,7 @@ async fn plan_on(
         let next = match counts.state {
             ProjectorState::Retired => "; `prune` drops the tables of versions that have retired",
             ProjectorState::Activating => "; `abort` ends that activation",
-            _ => "",
+            _ => "; activate another version, or run `deactivate`, and `prune` drops its tables",
         };
         return Err(not(if counts.version == *version {
             format!("it is {}{next}", counts.state)
@@ -147,7 +147,9 @@ async fn plan_on(
         &doomed.replay_name(store),
     ];
     let row = store.query_opt(client, &store.sql.abandoned, &params).await?;
-    let Some(row) = row else { return Err(not("it has no tables".to_owned())) };
+    let Some(row) = row else {
+        return Err(not("it has no tables, so nothing of it takes up room".to_owned()));
+    };
     if let Some(by) = row.get::<_, Option<String>>("activation") {
         return Err(at_it(format!("{by} is to activate it")));
     }
@@ -158,7 +160,7 @@ async fn plan_on(
     }
     if row.get("adopted") {
         return Err(
-            not("its rows were adopted, and the log need not hold what they were made of".to_owned()),
+            not("its rows were adopted, and the log need not hold what they were made of; `adopt` goes on with it".to_owned()),
         );
     }
     Ok(Abandoned {

@@ -63,7 +63,7 @@ pub use crate::log::append::Appended;
 pub use crate::log::error::AppendError;
 pub use crate::log::read::{ReadError, Reader};
 pub use crate::optimize::{OptimizeError, OptimizeOptions, Optimized};
-pub use crate::projector::configuration::{Configuration, ConfigurationError};
+pub use crate::projector::configuration::{Configuration, ConfigurationError, NotRegistered};
 pub use crate::projector::fold::{Fold, FoldProjector, FoldTables};
 pub use crate::projector::row::{Column, ColumnDefinition, Key, Row};
 pub use crate::projector::split::{SplitBy, SplitKey};

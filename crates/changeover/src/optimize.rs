@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::core::Core;
 use crate::projector::Registered;
-use crate::projector::configuration::Indexes;
+use crate::projector::configuration::{Indexes, NotRegistered};
 use crate::registration::registry;
 use crate::replayer::claims;
 use crate::replayer::indexes::{self, Statement};
@@ -70,8 +70,8 @@ pub struct Optimized {
 #[non_exhaustive]
 pub enum OptimizeError {
     /// The configuration holds no such projector.
-    #[error("this build registers no projector {0}")]
-    NotOurs(ProjectorName),
+    #[error(transparent)]
+    NotOurs(#[from] NotRegistered),
     /// The version has no tables.
     #[error("{projector} {version} has no tables yet: `replay` makes them")]
     NotThere {
@@ -125,7 +125,9 @@ pub enum OptimizeError {
         version: semver::Version,
     },
     /// The definition cannot be held against what is there.
-    #[error("the tables that {projector} {version} defines cannot be made, to see which indexes they have")]
+    #[error(
+        "the tables that {projector} {version} defines cannot be made, to see which indexes they have: mend what the database names (its DDL, or the right to create a schema), then run `optimize` again"
+    )]
     Ddl {
         /// The projector.
         projector: ProjectorName,
@@ -139,7 +141,9 @@ pub enum OptimizeError {
     #[error(transparent)]
     Replay(#[from] ReplayError),
     /// Somebody ended it.
-    #[error("optimizing {projector} {version} was aborted by {by}; what was built is kept")]
+    #[error(
+        "optimizing {projector} {version} was aborted by {by}; what was built is kept: `optimize` goes on from there"
+    )]
     Aborted {
         /// The projector.
         projector: ProjectorName,

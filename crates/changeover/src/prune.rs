@@ -125,9 +125,9 @@ impl std::fmt::Display for NotPruned {
                 "{}; drop that or move it elsewhere first",
                 list(foreign.iter().map(ToString::to_string).collect())
             ),
-            WhyNotPruned::InUse => {
-                f.write_str("they are being replayed or activated, and so have not retired any more")
-            }
+            WhyNotPruned::InUse => f.write_str(
+                "they are being replayed or activated, and so have not retired any more; `abort` ends that",
+            ),
             WhyNotPruned::Blocked { blockers, after_secs } if blockers.is_empty() => {
                 write!(f, "their locks could not be had within {after_secs:.1} s; try again later")
             }

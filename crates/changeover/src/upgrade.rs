@@ -18,7 +18,7 @@ use crate::optimize::{self, OptimizeError, OptimizeOptions, Optimized};
 use crate::projector::Registered;
 use crate::replayer::{self, ReplayError, ReplayProgress};
 use crate::store::StoreError;
-use crate::verify::{self, Verified, VerifyError, VerifyOptions, VerifyProgress};
+use crate::verify::{self, Verified, VerifyError, VerifyOptions, VerifyProgress, to_mend};
 use crate::words::plan::{Plan, Step};
 
 /// How a whole upgrade is to be done.
@@ -135,7 +135,7 @@ pub enum UpgradeError {
     #[error("not upgraded: verifying failed")]
     Verify(#[from] VerifyError),
     /// Its rows are not what the log makes of them.
-    #[error("not upgraded: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    #[error("not upgraded: {}; {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), to_mend(.0))]
     Differs(Vec<Verified>),
     /// The activation did not happen.
     #[error(transparent)]

@@ -2,11 +2,13 @@
 //!
 //! Read it in this order: [`orders`] is the domain and knows nothing of the web or of read models; [`release1`] and
 //! [`release2`] are the projectors of the two releases, each with the routes that read from them, and [`bestsellers`] is
-//! the one that both have; [`http`] puts the routes together; `main.rs` serves, and has Changeover's commands.
+//! the one that both have; [`http`] puts the routes together; [`command_line`] is what can be
+//! typed, and `main.rs` does it: it serves, and has Changeover's commands.
 //!
 //! [`demo`] is not part of the shop: it is what `make demo` shows.
 
 pub mod bestsellers;
+pub mod command_line;
 pub mod demo;
 pub mod http;
 pub mod orders;

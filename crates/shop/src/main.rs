@@ -6,41 +6,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use changeover::{Builder, Changeover, WhenNothingIsActive};
 use clap::Parser;
+use shop::command_line::{Command, CommandLine};
 use shop::{Release, demo, http};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
-/// A small web shop, in two releases.
-#[derive(Parser)]
-#[command(version, max_term_width = 110)]
-struct Shop {
-    #[command(flatten)]
-    options: changeover_cli::Options,
-    /// Which of its two releases the shop is.
-    #[arg(long, global = true, value_enum, default_value = "2")]
-    release: Release,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(clap::Subcommand)]
-enum Command {
-    /// Serve the shop
-    Serve {
-        /// Where
-        #[arg(long, default_value = "127.0.0.1:8080")]
-        listen: SocketAddr,
-    },
-    /// Show an upgrade from release 1 to release 2 under load
-    Demo(demo::Arguments),
-    #[command(flatten)]
-    Changeover(changeover_cli::Command),
-}
-
 #[tokio::main]
 async fn main() -> ExitCode {
-    let shop = Shop::parse();
+    let shop = CommandLine::parse();
     shop.options.init_logging();
     if let Command::Demo(arguments) = &shop.command {
         return demo::main(arguments).await;

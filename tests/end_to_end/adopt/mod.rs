@@ -1,6 +1,7 @@
 //! Adopting: a read model that something else has fed becomes a projector's, and nothing is lost on the way.
 
 mod refused;
+mod resumed;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

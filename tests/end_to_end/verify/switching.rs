@@ -44,7 +44,8 @@ async fn nobody_switches_to_rows_that_are_wrong() {
     assert_eq!(orders.examples[0].difference, RowDiffers::Different);
     assert_eq!(
         error.to_string(),
-        "not activated: orders 2.0.0 differs from the log in 2 rows (orders: 2 different)"
+        "not activated: orders 2.0.0 differs from the log in 2 rows (orders: 2 different); see all of it with `verify orders`, \
+         mend the projector, and start over with `replay orders --restart`"
     );
     let phases = phases.into_inner().unwrap();
     assert!(phases.contains("verifying") && !phases.contains("paused"), "{phases:?}");

@@ -86,6 +86,8 @@ pub struct AdoptArgs {
     #[arg(long, value_name = "NAME")]
     pub from_schema: Option<String>,
     /// Prove the rows against the log first, and refuse where any differ; nothing is changed then
+    ///
+    /// Where an earlier call has taken the tables over already, they are proved right before the switch.
     #[arg(long)]
     pub verify: bool,
     /// How long to try to move the tables while somebody holds them
@@ -103,16 +105,21 @@ pub struct AdoptArgs {
     /// Who asks.
     #[command(flatten)]
     pub who: Who,
+    /// How fast what came since is replayed, and the rows are proved. Last, since its heading stands over whatever follows.
+    #[command(flatten)]
+    pub pace: PaceArgs,
 }
 
 impl AdoptArgs {
     pub(crate) fn options(&self) -> AdoptOptions {
+        let pace = self.pace.pace();
         AdoptOptions {
             from_schema: self.from_schema.clone(),
-            verify: self.verify.then(VerifyOptions::default),
+            verify: self.verify.then(|| VerifyOptions { pace: pace.clone(), ..VerifyOptions::default() }),
             move_timeout: self.move_timeout,
             activation: ActivateOptions {
                 catch_up_timeout: self.catch_up_timeout,
+                pace,
                 ..self.pause.options(&self.views, &self.who)
             },
             ..AdoptOptions::at(self.position)

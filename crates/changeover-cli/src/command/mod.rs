@@ -313,7 +313,13 @@ mod tests {
         let ours = args.options();
         assert_eq!((ours.position, ours.from_schema.as_deref()), (AdoptAt::Horizon, Some("public")));
         assert_eq!(ours.activation.pause_limit, Duration::from_secs(9));
-        assert_eq!(ours.activation.requested_by, "ci");
+        assert_eq!((ours.activation.requested_by.as_str(), ours.verify.is_none()), ("ci", true));
+        let line = "adopt orders --position 7 --verify --throttle 500 --memory 64MiB";
+        let Command::Adopt(args) = parse(line).unwrap().command else { panic!("another command") };
+        let ours = args.options();
+        for pace in [ours.activation.pace, ours.verify.unwrap().pace] {
+            assert_eq!((pace.throttle.events_per_sec, pace.memory_bytes), (Some(500), 64 << 20));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use changeover::{RowDifference, RowDiffers, TableVerdict, Values, Verified};
+use changeover::{Against, RowDifference, RowDiffers, TableVerdict, Values, Verified};
 
 use super::plain;
 use super::tables::{several, table, thousands};
@@ -35,7 +35,25 @@ pub(crate) fn verified(verified: &Verified) -> String {
     for table in tables.iter().filter(|table| table.differences() > 0) {
         differences(&mut text, table);
     }
+    if !verified.is_equal() {
+        let _ = write!(text, "\n{}\n", next_step(verified));
+    }
     text
+}
+
+/// What to do about rows that differ.
+fn next_step(verified: &Verified) -> String {
+    let Verified { projector, version, against, .. } = verified;
+    match against {
+        Against::Log => format!(
+            "Before {version} has ever been active, `replay {projector} --restart` starts over with a mended build. \
+             Afterwards, raise its major version and run `upgrade`."
+        ),
+        Against::Version(other) => format!(
+            "What is meant to differ is declared with --map and --leave-out. Which of {other} and {version} is not what the log says \
+             is told by `verify {projector}` of the build that registers it."
+        ),
+    }
 }
 
 fn differences(text: &mut String, table: &TableVerdict) {

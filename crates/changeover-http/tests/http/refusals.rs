@@ -3,7 +3,9 @@
 use axum::body::to_bytes;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use changeover::{ActivateOptions, AppendError, Expected, Refused, Revision, StoreError};
+use changeover::{
+    ActivateOptions, AppendError, EncodeError, Expected, Readiness, ReadyState, Refused, Revision, StoreError,
+};
 use changeover_http::Refusal;
 use changeover_testkit::Database;
 
@@ -60,8 +62,24 @@ fn every_error_has_its_status() {
     let missing = Refused::HistoryIsMissing { projector: projector(), version: version() };
     check(missing.into(), 503, "HistoryIsMissing", false);
     check(AppendError::Contended { stream: stream("order-1") }, 503, "Contended", true);
+    let newer = Refused::SchemaIsNewer { schema: "ours".parse().unwrap(), found: 9, needs: 9, ours: 2 };
+    check(newer.into(), 503, "SchemaIsNewer", false);
+    check(EncodeError::TooDeep { event_type: "Placed".to_owned() }.into(), 422, "TooDeep", false);
     check(AppendError::TooLarge { bytes: 2, limit: 1 }, 413, "TooLarge", false);
     check(StoreError::Pool("secret".to_owned()).into(), 500, "Internal", false);
+}
+
+#[test]
+fn an_instance_that_is_not_ready_says_whether_a_moment_helps() {
+    let check = |state: ReadyState, retryable: bool| {
+        let refusal = Refusal::from(Readiness { state, reason: "a reason".to_owned() });
+        assert_eq!((refusal.status().as_u16(), refusal.error()), (503, "NotReady"));
+        assert_eq!(refusal.is_retryable(), retryable, "{state}");
+    };
+    check(ReadyState::Activating, true);
+    for state in [ReadyState::Waiting, ReadyState::Retired, ReadyState::Unknown, ReadyState::Unreachable] {
+        check(state, false);
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use postgres_types::Json;
 use tokio::time::sleep;
 use tokio_postgres::Client;
 use tracing::{info, warn};
@@ -11,6 +12,7 @@ use crate::core::Core;
 use crate::expiry::{expire, give_back};
 use crate::projector::chain;
 use crate::store::StoreError;
+use crate::words::decision::Versions;
 
 /// Why a condition in one of our statements did not hold.
 pub(super) async fn overtaken(
@@ -26,7 +28,8 @@ pub(super) async fn overtaken(
     {
         let error: Option<String> = own.get("error");
         let outcome = error.map_or(outcome.clone(), |error| format!("{outcome}: {error}"));
-        return Ok(ActivateError::Ended { activation: activation.id, outcome });
+        let configuration = own.get::<_, Json<Versions>>("to_configuration").0;
+        return Ok(ActivateError::Ended { activation: activation.id, configuration, outcome });
     }
     let other = rows.iter().find(|row| row.get::<_, i64>("id") != activation.id);
     let by = other.map_or_else(

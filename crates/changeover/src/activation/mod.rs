@@ -26,12 +26,14 @@ use crate::projector::{Registered, chain};
 use crate::registration::{self, RegisterError, Registry};
 use crate::replayer::{Pace, ReplayError, ReplayOptions, ReplayProgress};
 use crate::store::StoreError;
-use crate::verify::{Verified, VerifyError, VerifyOptions, VerifyProgress};
+use crate::verify::{Verified, VerifyError, VerifyOptions, VerifyProgress, to_mend};
 use crate::views::{self, ProjectorViews};
+use crate::words::decision::Versions;
 use crate::words::names::ProjectorName;
 use crate::words::plan::{Obstacle, Plan, Step, plan};
 use crate::words::position::Position;
 use crate::words::state::{Delivery, ProjectorState};
+use crate::words::way_back::Named;
 
 /// Whoever wants to see progress.
 pub(crate) type OnActivation<'a> = &'a (dyn Fn(ActivationProgress) + Send + Sync);
@@ -175,7 +177,7 @@ pub enum ActivateError {
     #[error("not activated: replaying failed")]
     Replay(#[from] ReplayError),
     /// The rows of a new version are not what the log makes of them.
-    #[error("not activated: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    #[error("not activated: {}; {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), to_mend(.0))]
     Differs(Vec<Verified>),
     /// The rows of a new version could not be proved.
     #[error("not activated: verifying failed")]
@@ -185,9 +187,12 @@ pub enum ActivateError {
     Register(#[from] RegisterError),
     /// Not enough instances of the new configuration showed up.
     #[error(
-        "not activated: {seen} of {wanted} instances of the new configuration are alive after {after:?}; start them, or wait for fewer"
+        "not activated: {seen} of {wanted} instances with {} are alive after {after:?}; start them, or wait for fewer",
+        Named(configuration)
     )]
     Instances {
+        /// The new configuration.
+        configuration: Versions,
         /// Seen alive with this configuration.
         seen: usize,
         /// To be waited for.
@@ -213,16 +218,21 @@ pub enum ActivateError {
     },
     /// The deadline passed, or an operator aborted it.
     #[error(
-        "not activated: activation {activation} was ended before it could switch ({outcome}); the old configuration is active"
+        "not activated: activation {activation}, of {}, was ended before it could switch ({outcome}); what was active before is active still: try again, with more time if that is what it lacked",
+        Named(configuration)
     )]
     Ended {
         /// Its number.
         activation: i64,
+        /// The configuration that it was to lead to.
+        configuration: Versions,
         /// How it ended, as far as it can be seen.
         outcome: String,
     },
     /// The projector to be deactivated is not active.
-    #[error("no version of {0} is active")]
+    #[error(
+        "no version of {0} is active: there is nothing to deactivate; `status` shows where its versions stand"
+    )]
     NotActive(ProjectorName),
     /// The connection was lost during the pause and the outcome could not be asked for. It happened whole or not at all; if
     /// not, the deadline gives the pause back.

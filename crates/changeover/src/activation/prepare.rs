@@ -135,10 +135,10 @@ async fn wait_for_instances(
     if wanted == 0 {
         return Ok(());
     }
-    let started = Instant::now();
+    let (configuration, started) = (core.configuration.versions(), Instant::now());
     let mut reported = None;
     loop {
-        let seen = instances::alive_with(&core.store, client, &core.configuration.versions()).await?;
+        let seen = instances::alive_with(&core.store, client, &configuration).await?;
         if reported != Some(seen) {
             on_progress(ActivationProgress::WaitingForInstances { seen, wanted });
             reported = Some(seen);
@@ -147,7 +147,7 @@ async fn wait_for_instances(
             return Ok(());
         }
         if started.elapsed() > options.instances_timeout {
-            return Err(ActivateError::Instances { seen, wanted, after: started.elapsed() });
+            return Err(ActivateError::Instances { configuration, seen, wanted, after: started.elapsed() });
         }
         sleep(POLL).await;
     }

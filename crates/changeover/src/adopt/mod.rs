@@ -23,6 +23,7 @@ use crate::core::Core;
 use crate::horizon;
 use crate::in_flight::Blocker;
 use crate::projector::Registered;
+use crate::projector::configuration::NotRegistered;
 use crate::registration;
 use crate::store::{Store, StoreError};
 use crate::verify::{self, Verified, VerifyError, VerifyOptions, VerifyProgress};
@@ -64,7 +65,8 @@ pub struct AdoptOptions {
     /// The schema that the tables are in now. They are moved into the schema of their version, and a view is left in each
     /// one's place. None where they are in the schema of their version already.
     pub from_schema: Option<String>,
-    /// Whether, and how, the rows are proved before anything is changed: held against what this build makes of the log.
+    /// Whether, and how, the rows are proved before anything is changed: held against what this build makes of the log. Where an
+    /// earlier call has taken the tables over and came no further, they are proved right before the switch.
     pub verify: Option<VerifyOptions>,
     /// How long to try to move the tables while somebody else holds them.
     pub move_timeout: Duration,
@@ -108,8 +110,8 @@ pub struct Adopted {
 #[non_exhaustive]
 pub enum AdoptError {
     /// The configuration holds no such projector.
-    #[error("this build registers no projector {0}")]
-    NotOurs(ProjectorName),
+    #[error(transparent)]
+    NotOurs(#[from] NotRegistered),
     /// A version of the projector was registered before, so its rows came from the log.
     #[error(
         "not adopted: {projector} {version} is {state} already; only a projector that was never registered can adopt tables"
@@ -169,7 +171,9 @@ pub enum AdoptError {
         source: StoreError,
     },
     /// The rows are not what the log makes of them.
-    #[error("not adopted: {0}")]
+    #[error(
+        "not adopted: {0}; mend the rows, or the projector where those are right, then run `adopt` again"
+    )]
     Differs(Box<Verified>),
     /// Whether they are could not be told.
     #[error("not adopted: verifying failed")]
@@ -220,8 +224,14 @@ pub(crate) async fn adopt(
     let client = core.store.single().await?;
     let (projector, version) = registered.id();
     let elsewhere = options.from_schema.as_deref().filter(|schema| *schema != registered.schema);
+    let mut switching = options.activation.clone();
     let moved = match standing(&core.store, &client, registered, options.position).await? {
-        Standing::Adopted => Vec::new(),
+        Standing::Adopted => {
+            // The call that took them over may have proved nothing. Now their rows may be half replayed: what can be proved is
+            // what the switch would lead to.
+            switching.verify = switching.verify.or_else(|| options.verify.clone());
+            Vec::new()
+        }
         Standing::Unknown => {
             let horizon = horizon::look(&core.store, &client).await?.horizon;
             if let AdoptAt::Position(position) = options.position
@@ -240,12 +250,9 @@ pub(crate) async fn adopt(
     };
     drop(client);
     info!(%projector, %version, ?moved, "tables adopted");
-    let activation = activation::activate_one(core, registered, &options.activation, on_progress)
-        .await
-        .map_err(|source| AdoptError::NotActivated {
-            projector: projector.clone(),
-            version: version.clone(),
-            source,
+    let activation =
+        activation::activate_one(core, registered, &switching, on_progress).await.map_err(|source| {
+            AdoptError::NotActivated { projector: projector.clone(), version: version.clone(), source }
         })?;
     let (position, schema) = (options.position, registered.schema.clone());
     Ok(Adopted { projector, version, position, moved, schema, activation })

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Changeover;
 use crate::discard::{self, Abandoned, DiscardError, DiscardOptions};
+use crate::projector::configuration::NotRegistered;
 use crate::prune::{self, PruneError, PruneOptions, Pruned};
 use crate::store::StoreError;
 use crate::verify::{self, BetweenOptions, Subject, Verified, VerifyError, VerifyOptions, VerifyProgress};
@@ -24,12 +25,7 @@ impl Changeover {
         position: Position,
         timeout: Duration,
     ) -> Result<(), WaitError> {
-        let registered = self
-            .core
-            .configuration
-            .projectors
-            .get(projector)
-            .ok_or_else(|| WaitError::NotOurs(projector.clone()))?;
+        let registered = self.core.configuration.get(projector)?;
         let deadline = tokio::time::Instant::now() + timeout;
         let mut published = self.core.published.register();
         let mut pause = Duration::from_millis(2);
@@ -46,15 +42,13 @@ impl Changeover {
                 None => Position::START,
             };
             if let Some(error) = row.and_then(|row| row.get::<_, Option<String>>("error")) {
-                return Err(WaitError::Stalled { projector: projector.clone(), error });
+                let (projector, version) = registered.id();
+                return Err(WaitError::Stalled { projector, version, error });
             }
             if tokio::time::Instant::now() >= deadline {
-                return Err(WaitError::Timeout {
-                    projector: projector.clone(),
-                    at,
-                    wanted: position,
-                    after: timeout,
-                });
+                let (projector, version) = registered.id();
+                let (wanted, after) = (position, timeout);
+                return Err(WaitError::Timeout { projector, version, at, wanted, after });
             }
             tokio::select! {
                 () = published.woken() => {}
@@ -98,8 +92,7 @@ impl Changeover {
         options: &VerifyOptions,
         on_progress: &(dyn Fn(VerifyProgress) + Send + Sync),
     ) -> Result<Verified, VerifyError> {
-        let registered = self.core.configuration.projectors.get(projector);
-        let registered = registered.ok_or_else(|| VerifyError::NotOurs(projector.clone()))?;
+        let registered = self.core.configuration.get(projector)?;
         verify::verify(&self.core, Subject::registered(registered), options, on_progress).await
     }
 
@@ -271,21 +264,29 @@ impl Changeover {
 #[non_exhaustive]
 pub enum WaitError {
     /// The configuration holds no such projector.
-    #[error("this build registers no projector {0}")]
-    NotOurs(ProjectorName),
+    #[error(transparent)]
+    NotOurs(#[from] NotRegistered),
     /// It stands still at an event that it cannot project.
-    #[error("{projector} is stalled: {error}")]
+    #[error(
+        "{projector} {version} is stalled ({error}): mend it and run `retry {projector}`, or give the event up with `skip`"
+    )]
     Stalled {
         /// The projector.
         projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
         /// What stalled it.
         error: String,
     },
     /// It did not get there in time.
-    #[error("{projector} is at position {at} after {after:?}, not at {wanted} yet")]
+    #[error(
+        "{projector} {version} is at position {at} after {after:?}, not at {wanted} yet: wait longer, or see `status` for whether anybody publishes"
+    )]
     Timeout {
         /// The projector.
         projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
         /// Where it is.
         at: Position,
         /// Where it should be.
@@ -303,7 +304,7 @@ pub enum WaitError {
 #[non_exhaustive]
 pub enum SkipError {
     /// Only the event that stalls a projector can be skipped.
-    #[error("{projector} is not stalled at position {position}{}: nothing was skipped", stalled_elsewhere(*.stalled_at))]
+    #[error("{projector} is not stalled at position {position}{}: nothing was skipped; `status` shows what is stalled, and where", stalled_elsewhere(*.stalled_at))]
     NotStalledThere {
         /// The projector.
         projector: ProjectorName,

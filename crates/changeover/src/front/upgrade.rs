@@ -38,10 +38,9 @@ impl Changeover {
         options: &ReplayOptions,
         on_progress: &(dyn Fn(&ReplayProgress) + Send + Sync),
     ) -> Result<Vec<CaughtUp>, ReplayError> {
-        let own = &self.core.configuration.projectors;
         let mut wanted = Vec::with_capacity(projectors.len());
         for name in projectors {
-            wanted.push(own.get(name).cloned().ok_or_else(|| ReplayError::NotOurs(name.clone()))?);
+            wanted.push(self.core.configuration.get(name)?.clone());
         }
         replayer::replay(&self.core, &wanted, options, on_progress).await
     }
@@ -85,10 +84,9 @@ impl Changeover {
         options: &OptimizeOptions,
         on_progress: &(dyn Fn(&ReplayProgress) + Send + Sync),
     ) -> Result<Vec<Optimized>, OptimizeError> {
-        let own = &self.core.configuration.projectors;
         let mut wanted = Vec::with_capacity(projectors.len());
         for name in projectors {
-            wanted.push(own.get(name).cloned().ok_or_else(|| OptimizeError::NotOurs(name.clone()))?);
+            wanted.push(self.core.configuration.get(name)?.clone());
         }
         if projectors.is_empty() {
             wanted = optimize::there(&self.core).await?;
@@ -246,12 +244,7 @@ impl Changeover {
         options: &AdoptOptions,
         on_progress: &(dyn Fn(ActivationProgress) + Send + Sync),
     ) -> Result<Adopted, AdoptError> {
-        let registered = self
-            .core
-            .configuration
-            .projectors
-            .get(projector)
-            .ok_or_else(|| AdoptError::NotOurs(projector.clone()))?;
+        let registered = self.core.configuration.get(projector)?;
         adopt::adopt(&self.core, registered, options, on_progress).await
     }
 }

@@ -34,6 +34,21 @@ pub enum ConfigurationError {
     NoSchema(ProjectorName),
 }
 
+/// A projector that a configuration does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this build registers no projector {projector}; it has {}", listed(.registered))]
+pub struct NotRegistered {
+    /// The name that was given.
+    pub projector: ProjectorName,
+    /// What there is.
+    pub registered: Vec<ProjectorName>,
+}
+
+fn listed(names: &[ProjectorName]) -> String {
+    let names: Vec<&str> = names.iter().map(ProjectorName::as_str).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
 /// What creates secondary indexes.
 #[derive(Debug)]
 pub(crate) enum Indexes {
@@ -82,6 +97,14 @@ impl Configuration {
     /// does not know them.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A projector of these.
+    pub(crate) fn get(&self, projector: &ProjectorName) -> Result<&Arc<Registered>, NotRegistered> {
+        self.projectors.get(projector).ok_or_else(|| NotRegistered {
+            projector: projector.clone(),
+            registered: self.projectors.keys().cloned().collect(),
+        })
     }
 
     /// Adds a projector made of folds.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::in_flight::Blocker;
 use crate::projector::ProjectError;
+use crate::projector::configuration::NotRegistered;
 use crate::registration::RegisterError;
 use crate::store::StoreError;
 use crate::words::names::ProjectorName;
@@ -17,8 +18,8 @@ pub enum ReplayError {
     #[error(transparent)]
     Register(#[from] RegisterError),
     /// The configuration holds no such projector.
-    #[error("this build registers no projector {0}")]
-    NotOurs(ProjectorName),
+    #[error(transparent)]
+    NotOurs(#[from] NotRegistered),
     /// The projector cannot project an event.
     #[error(
         "{projector} {version} cannot project the event at position {position} ({event_type}): mend it and replay again; everything before it is kept"
@@ -47,7 +48,9 @@ pub enum ReplayError {
         error: String,
     },
     /// It is not being replayed any more: somebody activated or retired it meanwhile.
-    #[error("{projector} {version} is {state} now and is not to be replayed")]
+    #[error(
+        "{projector} {version} is {state} now and is not to be replayed: `plan` shows what is left to do"
+    )]
     NotReplaying {
         /// The projector.
         projector: ProjectorName,

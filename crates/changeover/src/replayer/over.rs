@@ -23,6 +23,7 @@ use crate::projector::configuration::Indexes;
 use crate::registration::{Changed, changing, registry, tables_among};
 use crate::store::{Store, StoreError};
 use crate::wake::Hint;
+use crate::words::plan::Known;
 use crate::words::state::ProjectorState;
 
 /// How long it tries for locks, and how long between two tries.
@@ -133,14 +134,17 @@ async fn refused(
             && row.state != ProjectorState::Replaying
     });
     let why = match (own.map(|row| row.state), sharing) {
-        (None, _) => "it was never replayed; other versions have filled its tables".to_owned(),
+        (None, _) => "it was never replayed, and other versions have filled its tables; raise its major version, or leave out --restart".to_owned(),
         (Some(ProjectorState::Retired), _) => {
             "it has retired, and its rows are kept for going back; `replay` without --restart goes on with them"
                 .to_owned()
         }
-        (Some(state), _) if state != ProjectorState::Replaying => format!("it is {state}"),
+        (Some(state), _) if state != ProjectorState::Replaying => {
+            format!("it is {state}; raise its major version to replay what it makes of the log")
+        }
         (_, Some(other)) => {
-            format!("its tables are those of {} as well, which is {}", other.version, other.state)
+            let Known { version, state, .. } = other;
+            format!("its tables are those of {version} as well, which is {state}; raise its major version")
         }
         _ if begun.get("adopted") => {
             "its rows were adopted, and the log need not hold what they were made of: raise its major version"

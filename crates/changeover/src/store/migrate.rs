@@ -19,7 +19,9 @@ pub enum MigrateError {
     #[error("the database refused")]
     Store(#[from] StoreError),
     /// A migration failed, or one that was applied differs from ours.
-    #[error("a migration of schema {schema} failed")]
+    #[error(
+        "a migration of schema {schema} failed: mend what the reason names, then run `migrate` again, which goes on from there"
+    )]
     Migration {
         /// The schema.
         schema: SchemaName,
@@ -97,8 +99,13 @@ pub(crate) async fn migrate(config: &Config, schema: &SchemaName) -> Result<Vec<
         .run_async(&mut client)
         .await
         .map_err(|source| MigrateError::Migration { schema: schema.clone(), source: Box::new(source) })?;
-    lock.commit().await.map_err(StoreError::from)?;
     let applied: Vec<i32> = report.applied_migrations().iter().map(refinery::Migration::version).collect();
+    if !applied.is_empty() {
+        // Whoever runs decides anew, and finds out whether it can work with the schema as it is now.
+        let set = Statements::render(schema).set_generation;
+        client.query_typed_one(&set.text, &[]).await.map_err(StoreError::from)?;
+    }
+    lock.commit().await.map_err(StoreError::from)?;
     if !applied.is_empty() {
         info!(%schema, ?applied, "schema migrated");
     }

@@ -26,10 +26,12 @@ use self::compare::{Comparison, Page, Side, Telling};
 use self::live::{Live, Snapshot};
 use self::scratch::Scratch;
 use self::shape::Shape;
+pub(crate) use self::verdict::to_mend;
 pub use self::verdict::{Against, RowDifference, RowDiffers, TableVerdict, Values, Verified};
 use crate::core::Core;
 use crate::in_flight::Blocker;
 use crate::projector::Registered;
+use crate::projector::configuration::NotRegistered;
 use crate::replayer::shown::{Purpose, Shown};
 use crate::replayer::{Pace, ReplayError, ReplayProgress};
 use crate::store::quote::relation;
@@ -97,8 +99,8 @@ pub enum VerifyProgress {
 #[non_exhaustive]
 pub enum VerifyError {
     /// The configuration holds no such projector.
-    #[error("this build registers no projector {0}")]
-    NotOurs(ProjectorName),
+    #[error(transparent)]
+    NotOurs(#[from] NotRegistered),
     /// The version has no tables.
     #[error("{projector} {version} has no tables yet: replay it first")]
     NotThere {
@@ -118,7 +120,10 @@ pub enum VerifyError {
         version: semver::Version,
     },
     /// The tables are not as the version defines them.
-    #[error("table {table} of {projector} {version} is not as it is defined: {}", .differences.join("; "))]
+    #[error(
+        "table {table} of {projector} {version} is not as it is defined: {}; put that back, or raise its version",
+        .differences.join("; ")
+    )]
     OtherTable {
         /// The projector.
         projector: ProjectorName,
@@ -130,7 +135,9 @@ pub enum VerifyError {
         differences: Vec<String>,
     },
     /// Somebody ended it.
-    #[error("the verification of {projector} {version} was aborted by {by}: nothing can be said of its rows")]
+    #[error(
+        "the verification of {projector} {version} was aborted by {by}: nothing can be said of its rows until `verify` is run again"
+    )]
     Aborted {
         /// The projector.
         projector: ProjectorName,
@@ -140,7 +147,9 @@ pub enum VerifyError {
         by: String,
     },
     /// The projector's DDL failed.
-    #[error("the tables to compare those of {projector} {version} with cannot be created")]
+    #[error(
+        "the tables to compare those of {projector} {version} with cannot be created: mend what the database names (its DDL, or the right to create a schema), then run `verify` again"
+    )]
     Ddl {
         /// The projector.
         projector: ProjectorName,

@@ -154,6 +154,16 @@ impl std::fmt::Display for Verified {
     }
 }
 
+/// What to do where rows of versions differ that are not active yet.
+pub(crate) fn to_mend(differ: &[Verified]) -> String {
+    let names: Vec<&str> = differ.iter().map(|verified| verified.projector.as_str()).collect();
+    let first = names.first().copied().unwrap_or_default();
+    format!(
+        "see all of it with `verify {first}`, mend the projector, and start over with `replay {} --restart`",
+        names.join(" ")
+    )
+}
+
 fn secs<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
 }

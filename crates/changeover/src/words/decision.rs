@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use semver::Version;
 
-use super::names::ProjectorName;
+use super::names::{ProjectorName, SchemaName};
 use super::state::ProjectorState;
 use super::version::may_share_rows;
 
@@ -56,7 +56,7 @@ pub enum Refused {
     },
     /// The active configuration holds a projector that this instance does not have.
     #[error(
-        "{projector} {version} is {state} and this instance does not know it: it belongs to another configuration"
+        "{projector} {version} is {state} and this instance does not know it: start the build that has it, or, to remove it for good, run activate-configuration of one without it"
     )]
     UnknownProjectorIsActive {
         /// The projector.
@@ -89,6 +89,20 @@ pub enum Refused {
         /// What went wrong.
         reason: String,
     },
+    /// The database was migrated by a release that this one cannot work beside.
+    #[error(
+        "schema {schema} is at version {found} and needs a release that knows version {needs}; this one knows {ours}: send its traffic to the new release and stop it"
+    )]
+    SchemaIsNewer {
+        /// The schema.
+        schema: SchemaName,
+        /// Its version.
+        found: i32,
+        /// What a release must know.
+        needs: i32,
+        /// What this one knows.
+        ours: i32,
+    },
     /// An inline projector has no history, the log has: assuming it active would leave its rows silently incomplete.
     #[error(
         "{projector} {version} is inline and was never activated, and the log already holds events: run activate-configuration"
@@ -117,6 +131,7 @@ impl Refused {
             Self::NoConfigurationIsActive => "NoConfigurationIsActive",
             Self::HistoryIsMissing { .. } => "HistoryIsMissing",
             Self::CannotBeRegistered { .. } => "CannotBeRegistered",
+            Self::SchemaIsNewer { .. } => "SchemaIsNewer",
         }
     }
 }

@@ -104,7 +104,7 @@ fn why_not_fed(not_fed: &NotFed) -> String {
 
 fn refused_state(refused: &Refused) -> ReadyState {
     match refused {
-        Refused::NewerProjectorIsActive { .. } => ReadyState::Retired,
+        Refused::NewerProjectorIsActive { .. } | Refused::SchemaIsNewer { .. } => ReadyState::Retired,
         Refused::OlderProjectorIsActive { .. }
         | Refused::NoConfigurationIsActive
         | Refused::HistoryIsMissing { .. }

@@ -1,7 +1,8 @@
 //! A small load balancer: it sends requests to whoever says on `/readyz` that it may take them, in turns, and asks another
-//! one, once, where the answer is 503.
+//! one, once, where the answer is 503. It knows no more than any other balancer does: which release a backend is of is noted
+//! for whoever starts and stops them, and for the figures; no request is sent by it.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -21,12 +22,14 @@ use super::timeline::Timeline;
 
 /// How often everybody is asked how they are.
 const POLL: Duration = Duration::from_millis(50);
-const POLL_WHILE_WAITING: Duration = Duration::from_millis(5);
+/// The same while requests wait: what HAProxy calls `fastinter`.
+const POLL_WHILE_WAITING: Duration = Duration::from_millis(10);
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a request waits for somebody to be ready.
-const NOBODY_READY: Duration = Duration::from_secs(10);
-/// How long a request that was refused waits for an instance of another release: milliseconds, unless the machine stands still.
-const OTHER_RELEASE_FIRST: Duration = Duration::from_secs(5);
+/// How long a request that was refused waits before it is sent once more: the next round of questions, and the instances
+/// themselves, have heard of a switch by then.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// How long a request waits at most for somebody to be ready: as long as an activation may pause the writers.
+const NOBODY_READY: Duration = Duration::from_secs(2);
 /// How long a request may take, far beyond what a user would wait for.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How finely requests are counted.
@@ -61,6 +64,9 @@ pub(crate) struct Balancer {
     turn: AtomicUsize,
     retried: AtomicUsize,
     waiting: AtomicUsize,
+    longest_wait_micros: AtomicU64,
+    /// How many rounds of questions have been answered.
+    rounds: watch::Sender<u64>,
     /// The first request that waits does not wait for the next round of questions as well.
     hurry: Notify,
     timeline: Timeline,
@@ -78,6 +84,8 @@ impl Balancer {
             turn: AtomicUsize::new(0),
             retried: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            longest_wait_micros: AtomicU64::new(0),
+            rounds: watch::Sender::new(0),
             hurry: Notify::new(),
             timeline,
             started: Instant::now(),
@@ -99,6 +107,7 @@ impl Balancer {
     pub(crate) async fn poll(self: Arc<Self>) {
         loop {
             self.refresh().await;
+            self.rounds.send_modify(|rounds| *rounds += 1);
             let pause = if self.waiting.load(Relaxed) > 0 { POLL_WHILE_WAITING } else { POLL };
             tokio::select! {
                 () = sleep(pause) => {}
@@ -126,12 +135,15 @@ impl Balancer {
 
     /// Sends a request to somebody who is ready; once more, to somebody else, where the answer is 503.
     pub(crate) async fn send(&self, method: &Method, path: &str, body: &Value) -> Result<Served> {
-        let first = self.pick(None).await?;
+        let first = match self.pick(None) {
+            Some(ready) => ready,
+            None => self.wait_for(None).await?,
+        };
         let mut by = first.clone();
         let mut served = self.request(&first, method, path, body).await?;
         if served.status == StatusCode::SERVICE_UNAVAILABLE {
             self.retried.fetch_add(1, Relaxed);
-            by = self.pick(Some(&first)).await?;
+            by = self.wait_for(Some(&first)).await?;
             served = self.request(&by, method, path, body).await?;
         }
         if served.status.is_server_error() {
@@ -143,6 +155,11 @@ impl Balancer {
 
     pub(crate) fn retried(&self) -> usize {
         self.retried.load(Relaxed)
+    }
+
+    /// The longest time for which a request was held back: because nobody was ready, or before it was sent once more.
+    pub(crate) fn longest_wait_ms(&self) -> f64 {
+        Duration::from_micros(self.longest_wait_micros.load(Relaxed)).as_secs_f64() * 1_000.0
     }
 
     /// Requests served by each release, one entry for each slice of time.
@@ -164,42 +181,42 @@ impl Balancer {
         self.backends.read().expect("nobody panics here").clone()
     }
 
-    /// The next one in turn that is ready. While nobody is, the request waits, and everybody is asked more often.
-    async fn pick(&self, refused: Option<&Backend>) -> Result<Arc<Backend>> {
-        if let Some(found) = self.pick_now(refused, Duration::ZERO) {
-            return Ok(found);
-        }
+    /// The next one in turn that was ready when it was asked last. Who has refused is not asked again.
+    fn pick(&self, refused: Option<&Backend>) -> Option<Arc<Backend>> {
+        let mut backends = self.backends();
+        backends.retain(|backend| backend.is_ready());
+        backends.retain(|backend| refused.is_none_or(|refused| refused.name != backend.name));
+        let turn = self.turn.fetch_add(1, Relaxed);
+        (!backends.is_empty()).then(|| backends.swap_remove(turn % backends.len()))
+    }
+
+    /// The next one that gets ready; after a refusal not before a while has passed and everybody was asked anew. While
+    /// requests wait, everybody is asked more often.
+    async fn wait_for(&self, refused: Option<&Backend>) -> Result<Arc<Backend>> {
         let started = Instant::now();
         if self.waiting.fetch_add(1, Relaxed) == 0 {
             self.hurry.notify_one();
         }
-        let found = loop {
-            sleep(POLL_WHILE_WAITING).await;
-            let waited = started.elapsed();
-            match self.pick_now(refused, waited) {
-                Some(found) => break Ok(found),
-                None if waited > NOBODY_READY => break Err(anyhow!("nobody was ready for {NOBODY_READY:?}")),
-                None => {}
+        let mut rounds = self.rounds.subscribe();
+        let ready = timeout(NOBODY_READY, async {
+            if refused.is_some() {
+                sleep(RETRY_AFTER).await;
+                // The questions of the round that is under way may have been asked before.
+                let answered = *rounds.borrow();
+                rounds.wait_for(|rounds| *rounds >= answered + 2).await?;
             }
-        };
+            loop {
+                if let Some(ready) = self.pick(refused) {
+                    break anyhow::Ok(ready);
+                }
+                rounds.changed().await?;
+            }
+        });
+        let ready = ready.await;
         self.waiting.fetch_sub(1, Relaxed);
-        found
-    }
-
-    /// Who refused is not asked again. Others of the same release will most likely refuse as well, whatever they said of
-    /// themselves a moment ago: they are asked only if nobody of another release gets ready soon.
-    fn pick_now(&self, refused: Option<&Backend>, waited: Duration) -> Option<Arc<Backend>> {
-        let mut backends = self.backends();
-        if let Some(refused) = refused {
-            backends.retain(|backend| backend.name != refused.name);
-            let others = backends.iter().any(|backend| backend.release != refused.release);
-            if others && waited < OTHER_RELEASE_FIRST {
-                backends.retain(|backend| backend.release != refused.release);
-            }
-        }
-        backends.retain(|backend| backend.is_ready());
-        let turn = self.turn.fetch_add(1, Relaxed);
-        (!backends.is_empty()).then(|| backends.swap_remove(turn % backends.len()))
+        let waited = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.longest_wait_micros.fetch_max(waited, Relaxed);
+        ready.unwrap_or_else(|_| Err(anyhow!("nobody was ready for {NOBODY_READY:?}")))
     }
 
     async fn refresh(&self) {
@@ -252,4 +269,109 @@ async fn ask(client: &Client<HttpConnector, Full<Bytes>>, url: &str) -> Result<V
 
 fn text(body: &Value, field: &str) -> String {
     body[field].as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use axum::Router;
+    use axum::extract::State;
+    use axum::routing::get;
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// An instance that says one thing on `/readyz` and does another, as one does that has just retired.
+    #[derive(Debug, Default)]
+    struct Instance {
+        says_ready: AtomicBool,
+        serves: AtomicBool,
+        asked: AtomicUsize,
+        /// Gets ready when this one refuses.
+        successor: Option<Arc<Instance>>,
+    }
+
+    impl Instance {
+        fn new(says_ready: bool, serves: bool, successor: Option<&Arc<Instance>>) -> Arc<Self> {
+            let (says_ready, serves) = (AtomicBool::new(says_ready), AtomicBool::new(serves));
+            Arc::new(Self { says_ready, serves, asked: AtomicUsize::new(0), successor: successor.cloned() })
+        }
+
+        async fn readyz(State(instance): State<Arc<Self>>) -> axum::Json<Value> {
+            let state = if instance.says_ready.load(Relaxed) { "active" } else { "waiting" };
+            axum::Json(json!({ "state": state }))
+        }
+
+        async fn order(State(instance): State<Arc<Self>>) -> StatusCode {
+            instance.asked.fetch_add(1, Relaxed);
+            if instance.serves.load(Relaxed) {
+                return StatusCode::OK;
+            }
+            if let Some(successor) = &instance.successor {
+                successor.says_ready.store(true, Relaxed);
+            }
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Relaxed)
+        }
+    }
+
+    async fn in_front_of(instances: &[(usize, &Arc<Instance>)]) -> (Arc<Balancer>, JoinSet<()>) {
+        let balancer = Arc::new(Balancer::new(Timeline::start(true)));
+        let mut tasks = JoinSet::new();
+        for (at, (release, instance)) in instances.iter().enumerate() {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            balancer.add(*release, &at.to_string(), &listener.local_addr().unwrap().to_string());
+            let app = Router::new()
+                .route("/readyz", get(Instance::readyz))
+                .route("/order", get(Instance::order))
+                .with_state((*instance).clone());
+            tasks.spawn(async move { axum::serve(listener, app).await.unwrap() });
+        }
+        let polled = balancer.clone();
+        tasks.spawn(async move { polled.poll().await });
+        (balancer, tasks)
+    }
+
+    async fn send(balancer: &Balancer) -> Result<Served> {
+        balancer.send(&Method::GET, "/order", &Value::Null).await
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_refused_is_sent_once_more_to_somebody_else_who_is_ready_by_then() {
+        let new = Instance::new(false, true, None);
+        let old = Instance::new(true, false, Some(&new));
+        let (balancer, _tasks) = in_front_of(&[(1, &old), (2, &new)]).await;
+        assert_eq!(send(&balancer).await.unwrap().status, StatusCode::OK);
+        assert_eq!((balancer.retried(), old.asked(), new.asked()), (1, 1, 1));
+        assert!(balancer.longest_wait_ms() >= 100.0);
+        // Releases are nothing to it: another instance of the same one will do.
+        let (old, twin) = (Instance::new(true, false, None), Instance::new(true, true, None));
+        let (balancer, _tasks) = in_front_of(&[(1, &old), (1, &twin)]).await;
+        for _ in 0..2 {
+            assert_eq!(send(&balancer).await.unwrap().status, StatusCode::OK);
+        }
+        assert_eq!(twin.asked(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_refused_twice_has_failed() {
+        let (one, other) = (Instance::new(true, false, None), Instance::new(true, false, None));
+        let (balancer, _tasks) = in_front_of(&[(1, &one), (1, &other)]).await;
+        assert!(send(&balancer).await.is_err());
+        assert_eq!((balancer.retried(), one.asked(), other.asked()), (1, 1, 1));
+    }
+
+    #[tokio::test]
+    async fn who_has_refused_is_not_asked_again_though_nobody_else_is_ready() {
+        let (alone, waiting) = (Instance::new(true, false, None), Instance::new(false, true, None));
+        let (balancer, _tasks) = in_front_of(&[(1, &alone), (2, &waiting)]).await;
+        let error = send(&balancer).await.unwrap_err().to_string();
+        assert_eq!(error, "nobody was ready for 2s");
+        assert_eq!((alone.asked(), waiting.asked()), (1, 0));
+    }
 }

@@ -152,6 +152,7 @@ pub async fn run(arguments: &Arguments) -> Result<Report> {
         requests: load.requests(),
         failed: load.failed(),
         retried: balancer.retried() as u64,
+        longest_wait_ms: balancer.longest_wait_ms(),
         stale_reads: load.stale_reads(),
         requests_per_sec: per_sec(load.requests(), loaded),
         findings,

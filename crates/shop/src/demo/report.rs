@@ -18,6 +18,9 @@ pub struct Report {
     pub failed: u64,
     /// Requests that the balancer sent a second time, since the first instance answered 503.
     pub retried: u64,
+    /// The longest time for which the balancer held a request back: because nobody was ready, which it puts up with for two
+    /// seconds, or before it sent it a second time, which it does a tenth of a second after the 503.
+    pub longest_wait_ms: f64,
     /// Reads, sent to the old release in the moment of the switch, that did not show what the same customer had just written
     /// through the new one.
     pub stale_reads: u64,
@@ -86,6 +89,7 @@ impl Report {
             ("  served by release 1", release_1.to_string()),
             ("  served by release 2", release_2.to_string()),
             ("  sent a second time after a 503", self.retried.to_string()),
+            ("  held back by the balancer at most", format!("{:.1} ms", self.longest_wait_ms)),
             ("  that read what was old", self.stale_reads.to_string()),
             ("failed", self.failed.to_string()),
             ("events in the log", events_appended.to_string()),
