@@ -25,6 +25,7 @@ mod old_appends;
 mod operator;
 mod optimizing;
 mod orders;
+mod pace;
 mod parallel;
 mod parallel_breaking;
 mod pooler;

@@ -39,13 +39,15 @@ enum Task {
     Upgrade { stop_at: String },
     /// Replays a projector, and stands still once after so many events.
     Replay { projector: String, stop_after: u64 },
-    /// Replays accounts in parallel with so much memory, and tells how much its process took up.
+    /// Replays accounts in parallel with so much memory, once it was let, and stays there for whoever wants to know how much it took.
     ReplayWithin { memory_bytes: usize },
+    /// Replays accounts in parallel with memory for all of them, and stops reading after so many events.
+    ReplayRarely { checkpoint_every: Duration, stop_after: u64 },
     /// Replays the projector that the release is named after in parallel, everything as small as it gets, and stops itself once
     /// after so many events.
     ReplayInBulk { shards: u16, events_per_sec: u32, stop_after: u64 },
-    /// Replays a described projector with so many tables, in the version of the release.
-    ReplayDescribed { tables: usize, pace: Paced },
+    /// Replays described projectors with so many tables, and says when it has read so many events.
+    ReplayDescribed { tables: usize, pace: Paced, say_after: u64 },
 }
 
 /// The process.
@@ -116,21 +118,47 @@ impl Operator {
         Self::start(database, release, Task::ReplayInBulk { shards, events_per_sec, stop_after })
     }
 
-    /// An operator who replays accounts with so much memory. Returns the most that its process took up.
-    pub(crate) async fn replay_within(database: &Database, release: &str, memory_bytes: usize) -> usize {
+    /// An operator who replays accounts with so much memory. Returns the most that its process took up before, and in all.
+    pub(crate) async fn replay_within(
+        database: &Database,
+        release: &str,
+        memory_bytes: usize,
+    ) -> (usize, usize) {
         let replaying = Self::start(database, release, Task::ReplayWithin { memory_bytes });
-        let said = replaying.end().await;
+        replaying.stopped().await;
+        let before = replaying.most_memory();
+        let said = replaying.thaw().await;
         assert!(said.starts_with("end: done"), "{said}");
-        let peak = replaying.0.wait_for_line("peak kB: ", SOON).await.unwrap();
-        peak.trim_start_matches("peak kB: ").parse::<usize>().unwrap() << 10
+        (before, replaying.most_memory())
     }
 
-    /// An operator who replays the sixth version of a described projector.
-    pub(crate) fn replay_described(database: &Database, tables: usize, pace: &Paced) -> Self {
-        Self::start(database, "described 6", Task::ReplayDescribed { tables, pace: pace.clone() })
+    /// The most memory that its process ever took up, as the kernel counts it.
+    fn most_memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        most.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
 
-    /// Waits until it has read some of the log, or found that there is nothing left.
+    /// An operator who replays accounts, writes so seldom, and reads no more after so many events: up to which position it tells.
+    pub(crate) async fn replay_rarely(
+        database: &Database,
+        release: &str,
+        checkpoint_every: Duration,
+        stop_after: u64,
+    ) -> (Self, i64) {
+        let replaying = Self::start(database, release, Task::ReplayRarely { checkpoint_every, stop_after });
+        let reached = replaying.0.wait_for_line("reached ", SOON).await.unwrap();
+        let reached = reached.trim_start_matches("reached ").parse().unwrap();
+        (replaying, reached)
+    }
+
+    /// An operator who replays the sixth version of described projectors.
+    pub(crate) fn replay_described(database: &Database, tables: usize, pace: &Paced, say_after: u64) -> Self {
+        let task = Task::ReplayDescribed { tables, pace: pace.clone(), say_after };
+        Self::start(database, "described 6", task)
+    }
+
+    /// Waits until it has read as much of the log as it was to read, or found that there is nothing left.
     pub(crate) async fn under_way_or_done(&self) {
         tokio::select! {
             Ok(_) = self.0.wait_for_line("under way", SOON) => {}
@@ -241,21 +269,32 @@ async fn child() {
             end(replay_one(&changeover, &projector, &on_progress).await);
         }
         Task::ReplayWithin { memory_bytes } => {
+            Once::new().here(true);
             let options = with(Pace { memory_bytes, ..at_once() });
-            let replayed = changeover.replay(&[accounts()], &options, &|_| {}).await;
-            let status = std::fs::read_to_string("/proc/self/status").unwrap();
-            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-            println!("\npeak kB: {}", peak.trim().trim_end_matches(" kB"));
-            end(replayed);
+            end(changeover.replay(&[accounts()], &options, &|_| {}).await);
+            std::future::pending::<()>().await;
         }
-        Task::ReplayDescribed { pace, .. } => {
-            let projector = "described".parse().unwrap();
+        Task::ReplayRarely { checkpoint_every, stop_after } => {
+            let stop = Once::new();
             let on_progress = |progress: &ReplayProgress| {
-                if progress.events > 0 {
+                if progress.events >= stop_after {
+                    println!("\nreached {}", progress.position);
+                    stop.here(true);
+                }
+            };
+            let pace = Pace { memory_bytes: 16 << 20, checkpoint_every, ..slowly(3, 20_000) };
+            end(changeover.replay(&[accounts()], &with(pace), &on_progress).await);
+        }
+        Task::ReplayDescribed { pace, say_after, .. } => {
+            if say_after == 0 {
+                println!("\nunder way");
+            }
+            let on_progress = |progress: &ReplayProgress| {
+                if progress.events >= say_after {
                     println!("\nunder way");
                 }
             };
-            end(changeover.replay(&[projector], &pace.options(), &on_progress).await);
+            end(changeover.replay(&pace.who.names(), &pace.options(), &on_progress).await);
         }
         Task::ReplayInBulk { shards, events_per_sec, stop_after } => {
             let stop = Once::new();

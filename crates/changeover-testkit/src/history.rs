@@ -69,6 +69,19 @@ pub struct Takeover {
     pub horizon: i64,
     /// The configuration that counts from there on.
     pub configuration: String,
+    /// When all that was begun under the one before had ended, in microseconds by the database's clock.
+    pub at: i64,
+}
+
+/// An event on its way into rows that several configurations feed, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// The event.
+    pub position: i64,
+    /// The configuration that whoever projected it ran.
+    pub configuration: String,
+    /// When it was projected, in microseconds by the database's clock.
+    pub at: i64,
 }
 
 /// What happened.
@@ -82,6 +95,8 @@ pub struct History {
     pub takeovers: Vec<Takeover>,
     /// For each reader of the log that began at its start: the positions that it came by, in its order.
     pub readings: Vec<Vec<i64>>,
+    /// What was projected after its commit, by whom.
+    pub projections: Vec<Projection>,
 }
 
 /// Something that must not be.
@@ -121,6 +136,15 @@ pub enum Wrong {
         /// What its writer ran.
         configuration: String,
         /// What counted there.
+        active: String,
+    },
+    /// An event projected under a configuration that did not count then, or that lies beyond its horizon.
+    Projected {
+        /// Where it is.
+        position: i64,
+        /// What whoever projected it ran.
+        configuration: String,
+        /// What was to project it.
         active: String,
     },
     /// Takeovers whose horizons go backwards.
@@ -176,6 +200,10 @@ impl fmt::Display for Wrong {
                 f,
                 "the event at {position} was appended under {configuration}, where {active} was active"
             ),
+            Self::Projected { position, configuration, active } => write!(
+                f,
+                "the event at {position} was projected under {configuration}, where {active} was to do that"
+            ),
             Self::OutOfOrder { horizon } => write!(f, "a takeover at horizon {horizon} follows a later one"),
             Self::Revisions { stream, position } => {
                 write!(f, "stream {stream}: the revision at position {position} is not the next one")
@@ -211,6 +239,7 @@ impl History {
         check_revisions(&log, &mut wrongs);
         self.check_takeovers(&log, &mut wrongs);
         self.check_readings(&log, &mut wrongs);
+        self.check_projections(&mut wrongs);
         wrongs
     }
 
@@ -228,6 +257,25 @@ impl History {
                 wrongs.push(Wrong::Stale {
                     position: event.position,
                     configuration: event.configuration.clone(),
+                    active: active.to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Each under the configuration that counted at that time, and none that was appended after that had ended.
+    fn check_projections(&self, wrongs: &mut Vec<Wrong>) {
+        for Projection { position, configuration, at } in &self.projections {
+            let begun = self.takeovers.partition_point(|takeover| takeover.at <= *at);
+            let own = begun.checked_sub(1).map_or("nothing", |last| &self.takeovers[last].configuration);
+            // What is appended after the next one took over is its own, whatever the time says.
+            let beyond =
+                self.takeovers.get(begun).filter(|next| own == configuration && next.horizon < *position);
+            let active = beyond.map_or(own, |next| &next.configuration);
+            if active != configuration {
+                wrongs.push(Wrong::Projected {
+                    position: *position,
+                    configuration: configuration.clone(),
                     active: active.to_owned(),
                 });
             }
@@ -355,6 +403,10 @@ mod tests {
         Fate::Acknowledged { positions: positions.to_vec(), revision }
     }
 
+    fn projection(position: i64, configuration: &str, at: i64) -> Projection {
+        Projection { position, configuration: configuration.to_owned(), at }
+    }
+
     /// Two configurations, four appends of which one was rolled back and one has an unknown fate, two readers.
     fn sound() -> History {
         History {
@@ -371,10 +423,12 @@ mod tests {
                 write(4, 3, 1, Fate::Unknown),
             ],
             takeovers: vec![
-                Takeover { horizon: 0, configuration: "one".to_owned() },
-                Takeover { horizon: 3, configuration: "two".to_owned() },
+                Takeover { horizon: 0, configuration: "one".to_owned(), at: 0 },
+                Takeover { horizon: 3, configuration: "two".to_owned(), at: 30 },
             ],
             readings: vec![vec![1, 2, 5, 6], vec![1, 2]],
+            // The second event was left to the configuration that took over.
+            projections: vec![projection(1, "one", 29), projection(2, "two", 30), projection(5, "two", 31)],
         }
     }
 
@@ -393,6 +447,11 @@ mod tests {
         let lost = |found: &[i64]| Wrong::Lost { append: id(1), told: vec![1, 2], found: found.to_vec() };
         let misread = |reader, position| Wrong::Misread { reader, position };
         let stale = |position, configuration: &str, active: &str| Wrong::Stale {
+            position,
+            configuration: configuration.to_owned(),
+            active: active.to_owned(),
+        };
+        let projected = |position, configuration: &str, active: &str| Wrong::Projected {
             position,
             configuration: configuration.to_owned(),
             active: active.to_owned(),
@@ -439,6 +498,13 @@ mod tests {
         check(|h| h.readings[0].retain(|read| *read != 5), &[misread(0, 5)]);
         check(|h| h.readings[0].insert(1, 1), &[misread(0, 1)]);
         check(|h| h.readings[0].push(9), &[misread(0, 9)]);
+        // The old configuration goes on after the new one took over, the new one begins before that, one before there was any.
+        check(|h| h.projections[0].at = 30, &[projected(1, "one", "two")]);
+        check(|h| h.projections[1].at = 29, &[projected(2, "two", "one")]);
+        check(|h| h.projections[2].at = 29, &[projected(5, "two", "one")]);
+        check(|h| h.projections[0].at = -1, &[projected(1, "one", "nothing")]);
+        // In its own time, and beyond its horizon all the same.
+        check(|h| h.projections.push(projection(6, "one", 29)), &[projected(6, "one", "two")]);
     }
 
     #[test]

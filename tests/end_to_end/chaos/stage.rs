@@ -9,24 +9,26 @@ use std::time::{Duration, Instant};
 use changeover::Changeover;
 use changeover_testkit::{Database, Process, eventually};
 use tokio::time::sleep;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls, Row};
 use uuid::Uuid;
 
+use super::done::{Done, Frozen, Replays};
+use super::faults::Sleep;
+use super::replays::APART;
 use super::story::{Chance, Part, RELEASES, Role, projectors};
 
 /// How long a pause may last here: short, since many are left to their deadline.
 const PAUSE_LIMIT_MS: u64 = 400;
-const WRITERS: u64 = 3;
+pub(super) const WRITERS: u64 = 3;
 const INSTANCES: usize = 4;
-const PATIENCE: Duration = Duration::from_mins(2);
-/// How many appends a run needs at least; more than it must have acknowledged.
-const APPENDS: i64 = 200;
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// An instance of the application.
-struct Actor {
-    release: u64,
-    process: Process,
-    frozen_until: Option<Instant>,
+pub(super) struct Actor {
+    pub(super) release: u64,
+    pub(super) process: Process,
+    pub(super) frozen: Option<Sleep>,
 }
 
 /// What may become of an activation.
@@ -67,49 +69,20 @@ impl Act {
         Self::BesideKilledPruner,
         Self::Starved,
     ];
+}
 
-    fn any(chance: &mut Chance) -> Self {
-        Self::ALL[usize::try_from(chance.below(Self::ALL.len() as u64)).expect("a small number")]
+impl Chance {
+    pub(crate) fn any<T: Copy, const N: usize>(&mut self, of: [T; N]) -> T {
+        of[usize::try_from(self.below(N as u64)).expect("a small number")]
     }
 
     /// Each of them once, in any order.
-    fn each(chance: &mut Chance) -> Vec<Self> {
-        let mut acts = Self::ALL.to_vec();
-        for at in (1..acts.len()).rev() {
-            acts.swap(at, usize::try_from(chance.below(at as u64 + 1)).expect("a small number"));
+    pub(crate) fn shuffled<T, const N: usize>(&mut self, all: [T; N]) -> Vec<T> {
+        let mut all = Vec::from(all);
+        for at in (1..all.len()).rev() {
+            all.swap(at, usize::try_from(self.below(at as u64 + 1)).expect("a small number"));
         }
-        acts
-    }
-}
-
-/// What became of all activations, and what was dropped.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Done {
-    pub(crate) activated: i64,
-    pub(crate) back: i64,
-    pub(crate) followed: i64,
-    /// In their pause.
-    pub(crate) aborted: i64,
-    /// In their pause, past its deadline.
-    pub(crate) expired: i64,
-    pub(crate) pruned: i64,
-    appends: i64,
-}
-
-impl Done {
-    pub(crate) async fn read(client: &Client) -> Self {
-        let sql = "SELECT count(*) FILTER (WHERE a.outcome = 'activated'),
-                          count(*) FILTER (WHERE a.outcome = 'activated' AND a.rollback),
-                          count(*) FILTER (WHERE a.outcome = 'activated' AND a.keep_following AND NOT a.rollback),
-                          count(*) FILTER (WHERE a.outcome = 'aborted' AND a.activating_at IS NOT NULL),
-                          count(*) FILTER (WHERE a.outcome = 'expired' AND a.activating_at IS NOT NULL),
-                          (SELECT count(*) FROM changeover.pruned_versions),
-                          (SELECT count(DISTINCT (metadata ->> 'writer', metadata ->> 'number')) FROM changeover.events)
-                   FROM changeover.activations a";
-        let row = client.query_one(sql, &[]).await.expect("the activations");
-        let [activated, back, followed, aborted, expired, pruned, appends] =
-            std::array::from_fn(|at| row.get(at));
-        Self { activated, back, followed, aborted, expired, pruned, appends }
+        all
     }
 }
 
@@ -121,6 +94,8 @@ pub(crate) struct Stage<'d> {
     seeds: Mutex<Chance>,
     actors: Mutex<Vec<Actor>>,
     started: AtomicU64,
+    frozen: Mutex<Vec<Frozen>>,
+    replays: Mutex<Replays>,
 }
 
 impl<'d> Stage<'d> {
@@ -136,6 +111,8 @@ impl<'d> Stage<'d> {
             seeds: Mutex::new(Chance::new(chance.next())),
             actors: Mutex::default(),
             started: AtomicU64::new(0),
+            frozen: Mutex::default(),
+            replays: Mutex::default(),
         };
         for _ in 0..INSTANCES {
             stage.enter(1, WRITERS);
@@ -147,11 +124,26 @@ impl<'d> Stage<'d> {
         self.folder.clone()
     }
 
-    fn actors(&self) -> MutexGuard<'_, Vec<Actor>> {
+    pub(super) fn actors(&self) -> MutexGuard<'_, Vec<Actor>> {
         self.actors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn play(&self, release: u64, role: Role) -> Process {
+    pub(super) fn replays(&self) -> MutexGuard<'_, Replays> {
+        self.replays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn was_frozen(&self, frozen: Frozen) {
+        self.frozen.lock().unwrap_or_else(PoisonError::into_inner).push(frozen);
+    }
+
+    /// What came to pass until now.
+    pub(crate) async fn done(&self) -> Done {
+        let frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let replays = *self.replays();
+        Done::read(&self.database.client().await, &frozen, replays).await
+    }
+
+    pub(super) fn play(&self, release: u64, role: Role) -> Process {
         let seed = self.seeds.lock().unwrap_or_else(PoisonError::into_inner).next();
         let part = Part { database: self.database.url(), release, seed, role };
         let mut command = Command::new(env!("CARGO_BIN_EXE_chaos"));
@@ -160,15 +152,26 @@ impl<'d> Stage<'d> {
         Process::spawn(command).expect("a process")
     }
 
-    fn enter(&self, release: u64, writers: u64) {
+    pub(super) fn enter(&self, release: u64, writers: u64) {
+        let actor = self.actor(release, writers);
+        self.actors().push(actor);
+    }
+
+    pub(super) fn actor(&self, release: u64, writers: u64) -> Actor {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let log = self.folder.join(format!("instance-{number}-release-{release}.jsonl"));
         let log = log.to_str().expect("a path").to_owned();
         let process = self.play(release, Role::Instance { writers, log });
-        self.actors().push(Actor { release, process, frozen_until: None });
+        Actor { release, process, frozen: None }
     }
 
-    fn operator(&self, release: u64, name: &str, linger_paused_ms: u64, linger_drained_ms: u64) -> Process {
+    pub(super) fn operator(
+        &self,
+        release: u64,
+        name: &str,
+        linger_paused_ms: u64,
+        linger_drained_ms: u64,
+    ) -> Process {
         self.operate(release, name, false, linger_paused_ms, linger_drained_ms)
     }
 
@@ -197,9 +200,9 @@ impl<'d> Stage<'d> {
     /// Upgrades, and sometimes goes back, in all the ways in which it may go well or wrong: each of them once, and any of them until
     /// then.
     pub(crate) async fn act(&self, until: Instant, mut chance: Chance) {
-        let mut to_do = Act::each(&mut chance);
+        let mut to_do = chance.shuffled(Act::ALL);
         while Instant::now() < until || !to_do.is_empty() {
-            let act = to_do.pop().unwrap_or_else(|| Act::any(&mut chance));
+            let act = to_do.pop().unwrap_or_else(|| chance.any(Act::ALL));
             self.upgrade(act, &mut chance).await;
         }
     }
@@ -207,7 +210,7 @@ impl<'d> Stage<'d> {
     /// The same, and no longer than until then.
     pub(crate) async fn act_until(&self, until: Instant, mut chance: Chance) {
         while Instant::now() < until {
-            let act = Act::any(&mut chance);
+            let act = chance.any(Act::ALL);
             self.upgrade(act, &mut chance).await;
         }
     }
@@ -216,27 +219,30 @@ impl<'d> Stage<'d> {
         let active = self.active().await;
         let next = if chance.percent(75) { active % RELEASES + 1 } else { 1 + chance.below(RELEASES) };
         let next = if next == active { active % RELEASES + 1 } else { next };
-        self.staff(active, next);
+        self.staff(active, next, WRITERS);
         self.activate(act, next, chance).await;
         sleep(Duration::from_millis(chance.below(300))).await;
     }
 
     /// Upgrades without any disturbance but the writers', until so many activations have taken place in all, and enough was written
-    /// to be checked, however slow the machine is; and until each way to end one has taken place, if `everything` is to.
-    pub(crate) async fn complete(&self, activations: i64, everything: bool) {
+    /// to be checked, however slow the machine is; and until each way to end one, and each of the other acts, has taken place, if
+    /// `everything` is to.
+    pub(crate) async fn complete(&self, activations: i64, everything: bool, mut chance: Chance) {
         let until = Instant::now() + 2 * PATIENCE;
-        let client = self.database.client().await;
+        // Many writers keep a slow machine so busy that there always is an append too old to be waited for.
+        for actor in self.actors().drain(..) {
+            actor.process.kill_9().expect("it is killed");
+        }
         loop {
-            let done = Done::read(&client).await;
-            let enough = done.activated >= activations && done.appends >= APPENDS;
-            let all = [done.back, done.followed, done.aborted, done.expired, done.pruned];
-            if enough && (!everything || all.iter().all(|times| *times > 0)) {
+            let done = self.done().await;
+            let missing = done.missing();
+            if done.is_enough(activations) && (!everything || missing.is_empty()) {
                 return;
             }
-            assert!(Instant::now() < until, "nothing disturbs it, and it does not happen: {done:?}");
+            assert!(Instant::now() < until, "nothing disturbs it, and {missing:?} do not happen: {done:?}");
             let active = self.active().await;
             let next = active % RELEASES + 1;
-            self.staff(active, next);
+            self.staff(active, next, 1);
             if everything && done.aborted == 0 {
                 self.abort_in_its_pause(next).await;
             } else if everything && done.expired == 0 {
@@ -244,7 +250,9 @@ impl<'d> Stage<'d> {
                 if self.reaches(&operator, "paused").await {
                     operator.kill_9().expect("it is killed");
                 }
-            } else {
+            } else if everything && done.frozen == 0 {
+                self.sleep_through_a_switch(active, next).await;
+            } else if !done.is_enough(activations) || [done.back, done.followed, done.pruned].contains(&0) {
                 self.see_through(&[self.undisturbed(next, false, 2_000, 0)]).await;
                 if everything && done.back == 0 {
                     self.see_through(&[self.undisturbed(active, true, 2_000, 0)]).await;
@@ -252,6 +260,8 @@ impl<'d> Stage<'d> {
                 if everything && done.pruned == 0 {
                     self.see_through(&[self.play(next, Role::Pruner { keep: 0 })]).await;
                 }
+            } else {
+                self.replay_what_is_left(active, &mut chance).await;
             }
         }
     }
@@ -268,7 +278,13 @@ impl<'d> Stage<'d> {
         }
     }
 
-    fn undisturbed(&self, release: u64, back: bool, pause_limit_ms: u64, linger_paused_ms: u64) -> Process {
+    pub(super) fn undisturbed(
+        &self,
+        release: u64,
+        back: bool,
+        pause_limit_ms: u64,
+        linger_paused_ms: u64,
+    ) -> Process {
         let role = Role::Operator {
             name: "undisturbed".to_owned(),
             back,
@@ -281,20 +297,20 @@ impl<'d> Stage<'d> {
     }
 
     /// Old and new instances side by side; the ones of neither release go.
-    fn staff(&self, active: u64, next: u64) {
+    fn staff(&self, active: u64, next: u64, writers: u64) {
         let mut actors = self.actors();
         let of =
             |release: u64, actors: &[Actor]| actors.iter().filter(|actor| actor.release == release).count();
         while actors.len() >= INSTANCES {
             let stale = actors.iter().position(|actor| ![active, next].contains(&actor.release));
-            let Some(stale) = stale.filter(|at| actors[*at].frozen_until.is_none()) else { break };
+            let Some(stale) = stale.filter(|at| actors[*at].frozen.is_none()) else { break };
             actors.swap_remove(stale).process.kill_9().expect("it is killed");
         }
         let missing = [active, next].map(|release| 2_usize.saturating_sub(of(release, &actors)));
         drop(actors);
         for (release, missing) in [active, next].into_iter().zip(missing) {
             for _ in 0..missing {
-                self.enter(release, WRITERS);
+                self.enter(release, writers);
             }
         }
     }
@@ -364,7 +380,7 @@ impl<'d> Stage<'d> {
     /// The release that was active before, with instances.
     async fn staff_before(&self, otherwise: u64) -> u64 {
         let before = self.before().await.unwrap_or(otherwise);
-        self.staff(self.active().await, before);
+        self.staff(self.active().await, before, WRITERS);
         before
     }
 
@@ -373,11 +389,11 @@ impl<'d> Stage<'d> {
         let orders =
             "SELECT split_part(from_configuration ->> 'orders', '.', 1)::bigint FROM changeover.activations
                       WHERE outcome = 'activated' ORDER BY ended_at DESC LIMIT 1";
-        let row = self.database.client().await.query_opt(orders, &[]).await.expect("the activations")?;
-        row.get::<_, Option<i64>>(0).and_then(|release| u64::try_from(release).ok())
+        let rows = self.ask(orders, &[]).await;
+        rows.first()?.get::<_, Option<i64>>(0).and_then(|release| u64::try_from(release).ok())
     }
 
-    async fn see_through(&self, operators: &[Process]) {
+    pub(super) async fn see_through(&self, operators: &[Process]) {
         for operator in operators {
             let status = operator.wait(PATIENCE).await;
             let status = status.unwrap_or_else(|error| panic!("an operator hangs: {error:#}"));
@@ -388,66 +404,37 @@ impl<'d> Stage<'d> {
     }
 
     /// Whether the operator came to this point; it may have been refused before.
-    async fn reaches(&self, operator: &Process, point: &str) -> bool {
+    pub(super) async fn reaches(&self, operator: &Process, point: &str) -> bool {
         operator.wait_for_line(point, PATIENCE).await.is_ok()
     }
 
-    /// Kills instances and freezes them, for shorter and for longer than a pause, and starts others.
-    pub(crate) async fn disturb(&self, over: &AtomicBool, mut chance: Chance) {
-        while !over.load(Ordering::Relaxed) {
-            sleep(Duration::from_millis(50 + chance.below(250))).await;
-            self.thaw(Instant::now());
-            let mut actors = self.actors();
-            let Some(at) = chance.next().checked_rem(actors.len() as u64) else { continue };
-            let at = usize::try_from(at).expect("a small number");
-            let actor = &mut actors[at];
-            match chance.below(10) {
-                0..2 => {
-                    let killed = actors.swap_remove(at);
-                    drop(actors);
-                    killed.process.kill_9().expect("it is killed");
-                    self.enter(killed.release, WRITERS);
-                }
-                2..5 if actor.frozen_until.is_none() => {
-                    let longest = if chance.percent(80) { 150 } else { 2_000 };
-                    if let Err(error) = actor.process.freeze() {
-                        // One that found no connection in time has ended, as any application would.
-                        let ended = actors.swap_remove(at);
-                        drop(actors);
-                        let said = ended.process.output();
-                        assert!(said.contains("Error: ") && !said.contains("panicked"), "{error:#}");
-                        self.enter(ended.release, WRITERS);
-                        continue;
-                    }
-                    actor.frozen_until = Some(Instant::now() + Duration::from_millis(chance.below(longest)));
-                }
-                _ => {}
-            }
-        }
-        self.thaw(Instant::now() + Duration::from_hours(1));
-    }
-
-    fn thaw(&self, now: Instant) {
-        for actor in
-            self.actors().iter_mut().filter(|actor| actor.frozen_until.is_some_and(|until| until <= now))
-        {
-            actor.process.thaw().expect("it goes on");
-            actor.frozen_until = None;
-        }
-    }
-
-    /// Looks, over and over, whether the active versions are those of one release, whole.
+    /// Looks, over and over, whether the active versions are those of one release, whole; and whether replays have got anywhere in
+    /// several shards.
     pub(crate) async fn watch(&self, over: &AtomicBool) {
         let client = self.database.client().await;
         let mut looks = 0;
         while !over.load(Ordering::Relaxed) {
             looks += usize::from(active_release(&client).await.expect("the states").is_some());
+            let apart = client.query(APART, &[]).await.expect("the checkpoints");
+            self.replays().in_shards += i64::from(!apart.is_empty());
             sleep(Duration::from_millis(5)).await;
         }
         assert!(looks > 0, "no release was ever active");
     }
 
-    async fn active(&self) -> u64 {
+    /// Asks the database, and waits for a server that may just be coming back.
+    pub(super) async fn ask(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
+        eventually(PATIENCE, || async {
+            let (client, connection) = self.database.config().connect(NoTls).await.ok()?;
+            let connection = tokio::spawn(connection);
+            let asked = client.query(sql, params).await;
+            connection.abort();
+            asked.inspect_err(|error| assert!(self.mortal, "{sql}: {error:?}")).ok()
+        })
+        .await
+    }
+
+    pub(super) async fn active(&self) -> u64 {
         // The server may just be coming back.
         eventually(PATIENCE, || async {
             let (client, connection) = self.database.config().connect(NoTls).await.ok()?;
@@ -461,7 +448,7 @@ impl<'d> Stage<'d> {
 
     /// Lets everybody finish or kills them, then lets one instance of the active release catch up.
     pub(crate) async fn settle(&self) {
-        self.thaw(Instant::now() + Duration::from_hours(1));
+        self.thaw_all();
         // Those that were frozen are to wake up after the switch, so they get some time.
         sleep(Duration::from_millis(500)).await;
         for actor in self.actors().iter() {
@@ -478,6 +465,7 @@ impl<'d> Stage<'d> {
         })
         .await;
 
+        self.meet().await;
         let active = self.active().await;
         self.enter(active, 0);
         // An activation that was left in its pause is given back by whoever looks past its deadline.

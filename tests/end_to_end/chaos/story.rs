@@ -63,6 +63,10 @@ pub(crate) enum Role {
         linger_paused_ms: u64,
         linger_drained_ms: u64,
     },
+    /// Replays what of its release is not active.
+    Replayer { restart: bool, events_per_sec: Option<u32> },
+    /// Drops the tables of what was replayed of its release and is not active.
+    Discarder,
     /// Drops the tables of retired versions, but for so many of each projector.
     Pruner { keep: usize },
     /// Aborts every activation, so many times.

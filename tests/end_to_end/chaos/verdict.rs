@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use changeover_testkit::Database;
-use changeover_testkit::history::{AppendId, Fate, History, LoggedEvent, Takeover, Write, Wrong, rows_wrong};
-use tokio_postgres::Client;
+use changeover_testkit::history::{
+    AppendId, Fate, History, LoggedEvent, Projection, Takeover, Write, Wrong, rows_wrong,
+};
+use tokio_postgres::{Client, Row};
 
-use super::stage::Done;
+use super::done::Done;
 use super::story::{Line, Mark, ShopEvent};
 
 /// An event as the log holds it.
@@ -18,7 +20,7 @@ struct Event {
 }
 
 /// Checks everything, prints what there was, and panics with all that is wrong.
-pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) -> Done {
+pub(crate) async fn check(database: &Database, journals: &Path, seed: u64, done: &Done) {
     let client = database.client().await;
     let (history, events) = history(&client, journals).await;
     let mut wrongs = history.wrongs();
@@ -37,10 +39,10 @@ pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) -> Do
         .expect("the activations");
     let outcomes: Vec<String> =
         outcomes.iter().map(|row| format!("{} {}", row.get::<_, i64>(1), row.get::<_, &str>(0))).collect();
-    let done = Done::read(&client).await;
     println!(
         "seed {seed}: {} events, {} appends of which {acknowledged} acknowledged and {unknown} unknown; activations: {}, \
-         of which {} back and {} followed, {} aborted and {} expired in their pause; {} versions pruned; {tables} tables; {} wrong",
+         of which {} back and {} followed, {} aborted and {} expired in their pause; {} versions pruned; {} frozen across a switch; \
+         {:?}; {tables} tables; {} wrong",
         events.len(),
         history.writes.len(),
         outcomes.join(", "),
@@ -49,6 +51,8 @@ pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) -> Do
         done.aborted,
         done.expired,
         done.pruned,
+        done.frozen,
+        done.replays,
         wrongs.len() + checkpoints.len(),
     );
     let failures = client
@@ -68,7 +72,6 @@ pub(crate) async fn check(database: &Database, journals: &Path, seed: u64) -> Do
     }
     assert!(acknowledged > 50 && history.takeovers.len() > 2, "too little happened to prove anything");
     std::fs::remove_dir_all(journals).expect("the journals are removed");
-    done
 }
 
 async fn history(client: &Client, journals: &Path) -> (History, Vec<Event>) {
@@ -95,6 +98,7 @@ async fn history(client: &Client, journals: &Path) -> (History, Vec<Event>) {
         read_journal(&journal.expect("a journal").path(), &mut history);
     }
     history.takeovers = takeovers(client).await;
+    history.projections = projections(client).await;
     (history, events)
 }
 
@@ -122,20 +126,34 @@ fn read_journal(path: &Path, history: &mut History) {
     history.readings.push(read);
 }
 
-/// The first release was assumed at the start; every other one took over at the horizon of its activation.
+/// What the totals say of who fed them: each release took over from the other in place.
+async fn projections(client: &Client) -> Vec<Projection> {
+    let sql = "SELECT position, release, (extract(epoch FROM at) * 1000000)::bigint FROM totals_v1.projected";
+    let rows = client.query(sql, &[]).await.expect("the totals");
+    let projection = |row: &Row| Projection {
+        position: row.get(0),
+        configuration: format!("release {}", row.get::<_, i64>(1)),
+        at: row.get(2),
+    };
+    rows.iter().map(projection).collect()
+}
+
+/// The first release was assumed at the start; every other one took over at the horizon of its activation, once nothing was in
+/// flight any more that the one before had begun.
 async fn takeovers(client: &Client) -> Vec<Takeover> {
     let rows = client
         .query(
-            "SELECT horizon, (to_configuration ->> 'orders') FROM changeover.activations
+            "SELECT horizon, (to_configuration ->> 'orders'), (extract(epoch FROM drained_at) * 1000000)::bigint
+             FROM changeover.activations
              WHERE outcome = 'activated' ORDER BY ended_at",
             &[],
         )
         .await
         .expect("the activations");
-    let first = Takeover { horizon: 0, configuration: "release 1".to_owned() };
+    let first = Takeover { horizon: 0, configuration: "release 1".to_owned(), at: 0 };
     let took_over = rows.iter().map(|row| {
         let major = row.get::<_, &str>(1).split('.').next().expect("a version").to_owned();
-        Takeover { horizon: row.get(0), configuration: format!("release {major}") }
+        Takeover { horizon: row.get(0), configuration: format!("release {major}"), at: row.get(2) }
     });
     [first].into_iter().chain(took_over).collect()
 }
@@ -222,6 +240,12 @@ fn sales(events: &[Event], rows_at_most: i64) -> Rows {
     rows.into_iter().map(|(customer, (a, b, c))| (customer.to_string(), format!("{a}|{b}|{c}"))).collect()
 }
 
+fn sold(events: &[Event]) -> Rows {
+    let is_sale =
+        |event: &&Event| matches!(event.data, ShopEvent::Placed { .. } | ShopEvent::ItemAdded { .. });
+    events.iter().filter(is_sale).map(|event| (event.position.to_string(), "once".to_owned())).collect()
+}
+
 /// A table, its columns, and the fold that it ought to be.
 type Expectation = (&'static str, &'static str, &'static str, fn(&[Event]) -> Rows);
 
@@ -235,9 +259,11 @@ fn expectations(projector: &str) -> Vec<Expectation> {
         "customers" => vec![accounts],
         "trails" => vec![("trails", "stream", "concat_ws('|', events, digest)", trails)],
         "totals" => {
-            vec![("sales", "customer::text", "concat_ws('|', events, cents, digest)", |events| {
-                sales(events, 2)
-            })]
+            let sales: Expectation =
+                ("sales", "customer::text", "concat_ws('|', events, cents, digest)", |events| {
+                    sales(events, 2)
+                });
+            vec![sales, ("projected", "position::text", "'once'", sold)]
         }
         "ledger" => {
             vec![("sales", "customer::text", "concat_ws('|', events, cents, digest)", |events| {
@@ -273,7 +299,8 @@ async fn tables_wrong(client: &Client, events: &[Event], wrongs: &mut Vec<Wrong>
 }
 
 /// What is fed by appends has the horizon of its activation as its checkpoint, also once it has retired; what is fed in the
-/// background has caught up.
+/// background has caught up, and did not go on once it had retired, unless it was followed. What is replayed has no bound: but whatever
+/// was replayed since it retired does not say any more that it has.
 async fn checkpoints_wrong(client: &Client) -> Vec<String> {
     let activations = client
         .query(
@@ -283,8 +310,7 @@ async fn checkpoints_wrong(client: &Client) -> Vec<String> {
         )
         .await
         .expect("the activations");
-    // The horizon at which each version of an inline projector was last switched in or out, and whether it was followed on
-    // from there.
+    // The horizon at which each version was last switched in or out, and whether it was followed on from there.
     let mut switched: HashMap<(String, i64), (i64, bool)> = HashMap::new();
     for row in &activations {
         let versions = |column| -> BTreeMap<String, String> {
@@ -299,10 +325,14 @@ async fn checkpoints_wrong(client: &Client) -> Vec<String> {
             switched.insert((projector.clone(), major), (row.get(0), followed));
         }
     }
+    let newest: i64 = activations.last().map_or(0, |row| row.get(0));
     let rows = client
         .query(
             "SELECT c.projector, c.major, c.position, c.inline, s.state, s.delivery, s.version, c.error,
-                    (SELECT last_value FROM changeover.event_position)
+                    (SELECT last_value FROM changeover.event_position), s.follow, c.shard = 0 AND c.parallel_to IS NULL,
+                    EXISTS (SELECT FROM changeover.projector_states o
+                            WHERE o.projector = s.projector AND o.state = 'active'
+                              AND split_part(o.version, '.', 1)::bigint = c.major)
              FROM changeover.checkpoints c
              JOIN changeover.projector_states s
                ON s.projector = c.projector AND split_part(s.version, '.', 1)::bigint = c.major",
@@ -319,6 +349,10 @@ async fn checkpoints_wrong(client: &Client) -> Vec<String> {
         if let Some(error) = row.get::<_, Option<&str>>(7) {
             wrong(format!("stalled: {error}"));
         }
+        if !row.get::<_, bool>(10) {
+            wrong("its shards have not met".to_owned());
+        }
+        let (is_followed, is_shared): (bool, bool) = (row.get(9), row.get(11));
         match (delivery, state) {
             ("inline", "active" | "retired") => {
                 let (horizon, followed) =
@@ -332,6 +366,15 @@ async fn checkpoints_wrong(client: &Client) -> Vec<String> {
             }
             ("background", "active") if position != row.get::<_, i64>(8) => {
                 wrong(format!("its checkpoint is {position}, the log ends at {}", row.get::<_, i64>(8)));
+            }
+            ("background", "retired") if !is_shared && !is_followed => {
+                let (horizon, followed) =
+                    switched.get(&(projector.to_owned(), major)).copied().unwrap_or_default();
+                // Nobody follows across two switches.
+                let most = if followed { newest } else { horizon };
+                if position > most {
+                    wrong(format!("its checkpoint is {position}, and nobody was to feed it beyond {most}"));
+                }
             }
             _ if state == "activating" => wrong("left in the middle".to_owned()),
             _ => {}

@@ -1,4 +1,4 @@
-//! Projectors after a description: which rows an event touches, and what becomes of them.
+//! Projectors after a description: which rows an event touches, and what becomes of them. These are folds; `told` has others.
 //!
 //! Folds have no state, and other processes fold as well, so the description travels in every event. What is said here of one event
 //! and one row, the projectors and the model share; how the events of a log come together, they do not.
@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 
 use changeover::semver::Version;
-use changeover::{Configuration, Fold, FoldProjector, Recorded, Row, StreamName};
+use changeover::{Configuration, Delivery, Fold, FoldProjector, Recorded, Row, StreamName};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
+
+use super::told::Told;
 
 /// How many tables a description describes; a projector may have fewer.
 pub(super) const TABLES: usize = 3;
@@ -91,8 +93,12 @@ impl Happened {
         }
     }
 
+    pub(super) fn rule(&self, table: usize) -> Rule {
+        self.parts().1.rules[table]
+    }
+
     /// The numbers of the rows of a table that it touches.
-    fn keys(&self, table: usize, stream: &str) -> Vec<i64> {
+    pub(super) fn keys(&self, table: usize, stream: &str) -> Vec<i64> {
         let (_, What { subject, other, rules }) = self.parts();
         match rules[table].keys {
             Keys::Stream => vec![stream.bytes().fold(7, |sum, byte| sum * 31 % 65_537 + i64::from(byte))],
@@ -105,7 +111,7 @@ impl Happened {
     }
 
     /// What becomes of a row.
-    fn next(&self, table: usize, before: Option<Cells>, at: &Place<'_>) -> Option<Cells> {
+    pub(super) fn next(&self, table: usize, before: Option<Cells>, at: &Place<'_>) -> Option<Cells> {
         let (kind, What { rules, .. }) = self.parts();
         let Rule { effects, text, .. } = rules[table];
         let before = match effects[kind] {
@@ -130,14 +136,14 @@ impl Happened {
 }
 
 /// Where an event stands.
-struct Place<'e> {
+pub(super) struct Place<'e> {
     position: i64,
     revision: i64,
     stream: &'e str,
 }
 
 impl<'e> Place<'e> {
-    fn of(event: &'e Recorded<Happened>) -> Self {
+    pub(super) fn of(event: &'e Recorded<Happened>) -> Self {
         let stream = event.stream.as_str();
         Self { position: event.position.get(), revision: event.revision.get(), stream }
     }
@@ -145,11 +151,11 @@ impl<'e> Place<'e> {
 
 /// A row without its key.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Cells {
-    events: i64,
-    digest: i64,
-    halves: f64,
-    text: Option<String>,
+pub(super) struct Cells {
+    pub(super) events: i64,
+    pub(super) digest: i64,
+    pub(super) halves: f64,
+    pub(super) text: Option<String>,
 }
 
 /// Tables with keys of different types, all made of a number.
@@ -207,11 +213,12 @@ tables! {
 
 macro_rules! projectors {
     ($($name:ident [$($table:ident),*];)*) => {$(
-        struct $name<const MAJOR: u64>;
+        struct $name<const MAJOR: u64, const INLINE: bool>;
 
-        impl<const MAJOR: u64> FoldProjector for $name<MAJOR> {
-            const NAME: &'static str = "described";
+        impl<const MAJOR: u64, const INLINE: bool> FoldProjector for $name<MAJOR, INLINE> {
+            const NAME: &'static str = if INLINE { "described_inline" } else { "described" };
             const VERSION: Version = Version::new(MAJOR, 0, 0);
+            const DELIVERY: Delivery = if INLINE { Delivery::Inline } else { Delivery::Background };
             type Event = Happened;
             type Tables = ($($table,)*);
         }
@@ -224,21 +231,42 @@ projectors! {
     ThreeTables [Number, Pair, Word];
 }
 
-/// The projector `described` with so many tables, in a major version.
+/// Whether the statements of a major version declare how they may be split.
+const fn is_split(major: u64) -> bool {
+    major.is_multiple_of(2)
+}
+
+/// The projectors `described`, with so many tables, and `told`, in a major version.
 pub(crate) fn described(tables: usize, major: u64) -> Configuration {
     macro_rules! majors {
         ($($major:literal)*) => {
             match (tables, major) {
                 $(
-                    (1, $major) => Configuration::new().fold(OneTable::<$major>),
-                    (2, $major) => Configuration::new().fold(TwoTables::<$major>),
-                    (3, $major) => Configuration::new().fold(ThreeTables::<$major>),
+                    (1, $major) => majors!(@of $major OneTable),
+                    (2, $major) => majors!(@of $major TwoTables),
+                    (3, $major) => majors!(@of $major ThreeTables),
                 )*
                 _ => panic!("no {tables} tables in version {major}"),
             }
         };
+        (@of $major:literal $tables:ident) => {
+            Configuration::new()
+                .fold($tables::<$major, false>)
+                .and_then(|c| c.sql(Told::<$major, { is_split($major) }, false>))
+        };
     }
     majors!(1 2 3 4 5 6).unwrap()
+}
+
+/// The first version of both, and beside them both of them as appends feed them.
+pub(super) fn inline_beside(tables: usize) -> Configuration {
+    let beside = described(tables, 1);
+    let beside = match tables {
+        1 => beside.fold(OneTable::<1, true>),
+        2 => beside.fold(TwoTables::<1, true>),
+        _ => beside.fold(ThreeTables::<1, true>),
+    };
+    beside.and_then(|c| c.sql(Told::<1, false, true>)).unwrap()
 }
 
 // --- what the rows ought to be ----------------------------------------------------------------------------------------
@@ -280,12 +308,12 @@ pub(super) async fn expected(client: &Client, tables: usize) -> Rows {
     rows.iter().enumerate().map(|(table, rows)| text(table, rows)).collect()
 }
 
-/// What the tables of a version hold.
-pub(super) async fn found(client: &Client, major: u64, tables: usize) -> Rows {
+/// What the tables of a projector's version hold.
+pub(super) async fn found(client: &Client, schema: &str, tables: usize) -> Rows {
     let mut found = Rows::new();
     for (table, key, _) in &DESCRIBED[..tables] {
         let sql = format!(
-            "SELECT {key}, concat_ws(' ', events, digest, halves, coalesce(text, 'none')) FROM described_v{major}.{table}"
+            "SELECT {key}, concat_ws(' ', events, digest, halves, coalesce(text, 'none')) FROM {schema}.{table}"
         );
         let rows = client.query(&sql, &[]).await.unwrap();
         found.push(rows.iter().map(|row| (row.get(0), row.get(1))).collect());

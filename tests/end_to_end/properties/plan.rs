@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use changeover::{Pace, ReplayOptions};
+use changeover::{Pace, ProjectorName, ReplayOptions, Throttle};
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +21,8 @@ pub(super) struct Case {
     pub(super) over_after: usize,
     /// The processes that share a replay.
     pub(super) shared: Vec<Leg>,
-    /// Those of a process that is killed once it is under way.
-    pub(super) killed: Vec<Leg>,
+    /// Processes that replay one after the other, and are killed.
+    pub(super) killed: Vec<Kill>,
     /// Of what chance has left to say.
     pub(super) seed: u64,
 }
@@ -40,9 +40,40 @@ pub(super) struct Log {
     pub(super) gaps: u64,
 }
 
+/// Which projectors are replayed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Who {
+    Described,
+    Told,
+    Both,
+}
+
+impl Who {
+    pub(crate) fn names(self) -> Vec<ProjectorName> {
+        let names: &[&str] = match self {
+            Self::Described => &["described"],
+            Self::Told => &["told"],
+            Self::Both => &["described", "told"],
+        };
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+}
+
+/// A process that replays, and is killed so long after a signal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kill {
+    leg: Leg,
+    /// So slowly that something may be left to do.
+    events_per_sec: u32,
+    /// The signal: it begins, or it has read so many events.
+    pub(super) after_events: u64,
+    pub(super) delay_ms: u64,
+}
+
 /// A replay that is dropped after it was polled so many times.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Leg {
+    pub(super) who: Who,
     pub(super) polls: u32,
     parallel: bool,
     shards: u16,
@@ -54,16 +85,33 @@ pub(super) struct Leg {
 /// How a process of its own is to go about it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Paced {
+    pub(crate) who: Who,
     shards: u16,
     memory_bytes: usize,
     max_connections: usize,
     checkpoint_every_ms: u64,
+    events_per_sec: u32,
 }
 
 impl Paced {
     pub(crate) fn options(&self) -> ReplayOptions {
-        let Self { shards, memory_bytes, max_connections, checkpoint_every_ms } = *self;
-        Leg { polls: 0, parallel: true, shards, memory_bytes, max_connections, checkpoint_every_ms }.options()
+        let Self { shards, memory_bytes, max_connections, checkpoint_every_ms, .. } = *self;
+        with(Pace {
+            parallel_above_events: 0,
+            shards: Some(shards),
+            memory_bytes,
+            max_connections,
+            checkpoint_every: Duration::from_millis(checkpoint_every_ms),
+            throttle: Throttle { events_per_sec: Some(self.events_per_sec), ..Throttle::default() },
+        })
+    }
+}
+
+impl Kill {
+    pub(super) fn pace(&self) -> Paced {
+        let Leg { who, shards, memory_bytes, max_connections, checkpoint_every_ms, .. } = self.leg;
+        let events_per_sec = self.events_per_sec;
+        Paced { who, shards, memory_bytes, max_connections, checkpoint_every_ms, events_per_sec }
     }
 }
 
@@ -71,6 +119,7 @@ impl Leg {
     pub(super) fn at_once() -> Self {
         let memory_bytes = Pace::default().memory_bytes;
         Self {
+            who: Who::Both,
             polls: u32::MAX,
             parallel: true,
             shards: 2,
@@ -80,13 +129,12 @@ impl Leg {
         }
     }
 
-    pub(super) fn serially() -> Self {
-        Self { parallel: false, ..Self::at_once() }
+    pub(super) fn of_both(self) -> Self {
+        Self { who: Who::Both, ..self }
     }
 
-    pub(super) fn pace(&self) -> Paced {
-        let Self { shards, memory_bytes, max_connections, checkpoint_every_ms, .. } = *self;
-        Paced { shards, memory_bytes, max_connections, checkpoint_every_ms }
+    pub(super) fn serially() -> Self {
+        Self { parallel: false, ..Self::at_once() }
     }
 
     pub(super) fn options(&self) -> ReplayOptions {
@@ -130,7 +178,9 @@ fn rule() -> impl Strategy<Value = Rule> {
 }
 
 fn log() -> impl Strategy<Value = Log> {
-    (100_u64..4_000, 0_u64..40, 1_u64..60, 1_u64..600, 1_u64..4).prop_map(
+    // A log without large gaps is read by one statement, one with them by many, and by several connections.
+    let gaps = prop_oneof![1_u64..4, 30_u64..120];
+    (100_u64..4_000, 0_u64..40, 1_u64..60, 1_u64..600, gaps).prop_map(
         |(history, appends, streams, subjects, gaps)| Log { history, appends, streams, subjects, gaps },
     )
 }
@@ -142,8 +192,10 @@ fn memory_bytes() -> impl Strategy<Value = usize> {
 
 fn leg(parallel: bool) -> impl Strategy<Value = Leg> {
     // A replay of all there is takes about a hundred.
-    (20_u32..140, 1_u16..7, memory_bytes(), 1_usize..9, 0_u64..40).prop_map(
-        move |(polls, shards, memory_bytes, max_connections, checkpoint_every_ms)| Leg {
+    let who = prop_oneof![1 => Just(Who::Described), 1 => Just(Who::Told), 2 => Just(Who::Both)];
+    (who, 20_u32..140, 1_u16..7, memory_bytes(), 1_usize..14, 0_u64..40).prop_map(
+        move |(who, polls, shards, memory_bytes, max_connections, checkpoint_every_ms)| Leg {
+            who,
             polls,
             parallel,
             shards,
@@ -154,10 +206,16 @@ fn leg(parallel: bool) -> impl Strategy<Value = Leg> {
     )
 }
 
+fn kill() -> impl Strategy<Value = Kill> {
+    (leg(true), 1_000_u32..20_000, prop_oneof![Just(0), 1_u64..3_000], 0_u64..120).prop_map(
+        |(leg, events_per_sec, after_events, delay_ms)| Kill { leg, events_per_sec, after_events, delay_ms },
+    )
+}
+
 pub(super) fn cases() -> impl Strategy<Value = Case> {
     use proptest::collection::vec;
     let legs =
-        (vec(leg(true), 0..8), vec(leg(false), 0..5), 0_usize..4, vec(leg(true), 1..4), vec(leg(true), 0..2));
+        (vec(leg(true), 0..8), vec(leg(false), 0..5), 0_usize..4, vec(leg(true), 1..4), vec(kill(), 1..5));
     (1_usize..=TABLES, [rule(), rule(), rule()], log(), legs, any::<u64>()).prop_map(
         |(tables, rules, log, (legs, serial_legs, over_after, shared, killed), seed)| Case {
             tables,

@@ -53,7 +53,8 @@ impl Default for ReplayOptions {
 pub struct Pace {
     /// About how much memory rows and events may take up. Rows that find no room are written and loaded again.
     pub memory_bytes: usize,
-    /// How many connections the bulk may keep busy; it takes at least three.
+    /// How many connections the bulk may keep busy; it takes at least three. Besides these a replay has three that are hardly ever
+    /// busy, to ask how things stand and to show how far it is, and a fourth where the throttle asks the server.
     pub max_connections: usize,
     /// How often rows and checkpoints are written: what a process that is killed costs at most.
     pub checkpoint_every: Duration,

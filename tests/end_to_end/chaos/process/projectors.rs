@@ -6,7 +6,7 @@
 use changeover::semver::Version;
 use changeover::{
     Batch, BoxError, Configuration, ConfigurationError, Delivery, Fold, FoldProjector, Recorded, Row,
-    SqlProjector, StreamName, Transaction, Type,
+    SplitBy, SplitKey, SqlProjector, StreamName, Transaction, Type,
 };
 use serde::Deserialize;
 
@@ -168,10 +168,14 @@ impl Sale {
     }
 }
 
-const SALES: &str = "CREATE TABLE {schema}.sales
-    (customer bigint PRIMARY KEY, events bigint NOT NULL, cents bigint NOT NULL, digest bigint NOT NULL)";
+macro_rules! sales {
+    () => {
+        "CREATE TABLE {schema}.sales
+            (customer bigint PRIMARY KEY, events bigint NOT NULL, cents bigint NOT NULL, digest bigint NOT NULL)"
+    };
+}
 
-async fn sell(batch: Batch<'_, Sale>, tx: &Transaction<'_>, rows: i64) -> Result<(), BoxError> {
+async fn sell(batch: &Batch<'_, Sale>, tx: &Transaction<'_>, rows: i64) -> Result<(), BoxError> {
     let sql = batch.sql(
         "INSERT INTO {schema}.sales AS s VALUES ($1, 1, $2, $3 % 1000000007)
          ON CONFLICT (customer) DO UPDATE SET events = s.events + 1, cents = s.cents + excluded.cents,
@@ -189,16 +193,31 @@ async fn sell(batch: Batch<'_, Sale>, tx: &Transaction<'_>, rows: i64) -> Result
     Ok(())
 }
 
+/// One version takes over from the other in place, and notes which events it has projected, and when: rows that both of them make alike
+/// would not tell who made them.
 struct Totals<const MINOR: u64>;
 
 impl<const MINOR: u64> SqlProjector for Totals<MINOR> {
     const NAME: &'static str = "totals";
     const VERSION: Version = Version::new(1, MINOR, 0);
-    const TABLES: &'static str = SALES;
+    const TABLES: &'static str = concat!(
+        sales!(),
+        "; CREATE TABLE {schema}.projected (position bigint PRIMARY KEY, release bigint NOT NULL, at timestamptz NOT NULL)"
+    );
     type Event = Sale;
 
     async fn project(&self, batch: Batch<'_, Sale>, tx: &Transaction<'_>) -> Result<(), BoxError> {
-        sell(batch, tx, 2).await
+        sell(&batch, tx, 2).await?;
+        let note = batch.sql(
+            "INSERT INTO {schema}.projected SELECT position, $2, clock_timestamp() FROM unnest($1) AS position",
+        );
+        let positions: Vec<i64> = batch.events().iter().map(|event| event.position.get()).collect();
+        let params = [
+            (&positions as &(dyn changeover::ToSql + Sync), Type::INT8_ARRAY),
+            (&i64::try_from(MINOR)?, Type::INT8),
+        ];
+        tx.query_typed(&note, &params).await?;
+        Ok(())
     }
 }
 
@@ -208,15 +227,17 @@ impl SqlProjector for Ledger {
     const NAME: &'static str = "ledger";
     const VERSION: Version = Version::new(1, 0, 0);
     const DELIVERY: Delivery = Delivery::Inline;
-    const TABLES: &'static str = SALES;
+    const TABLES: &'static str = sales!();
     type Event = Sale;
+
+    const SPLIT_BY: Option<SplitBy<Sale>> = Some(|event| SplitKey::of(&event.data.parts().0.to_be_bytes()));
 
     fn keys(event: &Sale, _stream: &StreamName) -> Option<Vec<String>> {
         Some(vec![event.parts().0.to_string()])
     }
 
     async fn project(&self, batch: Batch<'_, Sale>, tx: &Transaction<'_>) -> Result<(), BoxError> {
-        sell(batch, tx, i64::MAX).await
+        sell(&batch, tx, i64::MAX).await
     }
 }
 
