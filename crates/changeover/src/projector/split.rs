@@ -14,7 +14,8 @@ use deadpool_postgres::Transaction;
 use futures_util::future::BoxFuture;
 
 use super::ProjectError;
-use super::parallel::{Known, Parallel, Piece, Types, Work, shard_of};
+use super::known::Known;
+use super::parallel::{Parallel, Piece, Types, Work, shard_of};
 use super::row::stable_hash;
 use super::sql::{Running, SqlProjector};
 use crate::codec;
