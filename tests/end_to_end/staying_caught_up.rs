@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use changeover::semver::Version;
 use changeover::{
-    CaughtUp, Changeover, Configuration, Expected, Position, ReplayError, ReplayOptions, ReplayPhase, Signals,
+    CaughtUp, Changeover, Configuration, Expected, Fold, FoldProjector, Position, ProjectorName, Recorded,
+    ReplayError, ReplayOptions, ReplayPhase, Row, Signals, StreamName,
 };
 use changeover_testkit::{Database, eventually};
 use tokio::sync::mpsc;
@@ -11,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
-use crate::orders::{OrderEvent, Orders2, placed, stream};
+use crate::orders::{OrderEvent, Orders2, instance, placed, stream};
 use crate::releases::{Held, SOON, Writers, active, hasty, instance_of, more_events, wrong_rows};
 use crate::traps::activate;
 
@@ -24,7 +26,14 @@ struct Followed {
 impl Followed {
     /// Returns once it has caught up.
     async fn start(instance: &Changeover) -> Self {
+        Self::start_all(instance, &["orders"]).await
+    }
+
+    /// The same, of several projectors.
+    async fn start_all(instance: &Changeover, names: &[&str]) -> Self {
         let instance = instance.clone();
+        let names: Vec<ProjectorName> = names.iter().map(|name| name.parse().unwrap()).collect();
+        let mut catching_up = names.len();
         let (tell, phases) = mpsc::unbounded_channel();
         let options = ReplayOptions { follow: true, lag_events: 100, ..ReplayOptions::default() };
         let task = tokio::spawn(async move {
@@ -32,11 +41,18 @@ impl Followed {
                 // Nobody listens any more once it follows.
                 let _ = tell.send(progress.phase);
             };
-            instance.replay(&["orders".parse().unwrap()], &options, &on_progress).await
+            instance.replay(&names, &options, &on_progress).await
         });
         let mut followed = Self { task, phases };
-        while timeout(SOON, followed.phases.recv()).await.unwrap() != Some(ReplayPhase::Following) {}
+        while catching_up > 0 {
+            followed.reached(ReplayPhase::Following).await;
+            catching_up -= 1;
+        }
         followed
+    }
+
+    async fn reached(&mut self, phase: ReplayPhase) {
+        while timeout(SOON, self.phases.recv()).await.unwrap() != Some(phase) {}
     }
 
     async fn end(self) -> Result<Vec<CaughtUp>, ReplayError> {
@@ -142,4 +158,72 @@ async fn an_append_that_commits_late_reaches_who_follows() {
     old.append(&stream("order"), Expected::Any, &[OrderEvent::Paid]).await.unwrap();
     let ended = followed.end().await;
     assert!(matches!(ended, Err(ReplayError::StartedOver { .. })), "{ended:?}");
+}
+
+/// A projector that cannot project whatever Mallory places.
+#[derive(Row, Clone)]
+#[row(table = "placed")]
+struct Placed {
+    #[row(key)]
+    customer: String,
+}
+
+impl Fold for Placed {
+    type Event = OrderEvent;
+
+    fn keys(event: &OrderEvent, _stream: &StreamName) -> impl IntoIterator<Item = String> {
+        match event {
+            OrderEvent::Placed { customer } => Some(customer.clone()),
+            _ => None,
+        }
+    }
+
+    fn fold(_row: Option<Self>, customer: &String, _event: &Recorded<OrderEvent>) -> Option<Self> {
+        assert_ne!(customer, "Mallory");
+        Some(Self { customer: customer.clone() })
+    }
+}
+
+struct Fragile<const N: usize>;
+
+impl<const N: usize> FoldProjector for Fragile<N> {
+    const NAME: &'static str = ["fragile", "frail"][N];
+    const VERSION: Version = Version::new(1, 0, 0);
+    type Event = OrderEvent;
+    type Tables = (Placed,);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_cannot_go_on_ends_alone_and_the_others_are_followed_to_the_end() {
+    for failing in [&["fragile"][..], &["fragile", "frail"]] {
+        let database = Database::fresh().await;
+        let client = database.client().await;
+        let old = instance_of(&database, "1.0.0").await;
+        old.append(&stream("order"), Expected::Any, &[placed("Ada")]).await.unwrap();
+        let all = Configuration::new().fold(Orders2).and_then(|all| all.fold(Fragile::<0>));
+        let all = instance(&database, all.and_then(|all| all.fold(Fragile::<1>)).unwrap()).await;
+        let names: Vec<&str> = ["orders"].iter().chain(failing).copied().collect();
+        let mut followed = Followed::start_all(&all, &names).await;
+        let spoilt = old.append(&stream("order"), Expected::Any, &[placed("Mallory")]).await.unwrap();
+        for _ in failing {
+            followed.reached(ReplayPhase::Ended).await;
+        }
+        let next = old.append(&stream("order"), Expected::Any, &[placed("Ada")]).await.unwrap();
+        eventually(SOON, || async { position(&client).await >= next.last().unwrap() }).await;
+        assert!(!followed.task.is_finished());
+        activate(&instance_of(&database, "2.0.0").await).await;
+        let ended = followed.end().await.unwrap_err();
+        let failed = match &ended {
+            ReplayError::Several(errors) => errors.iter().collect(),
+            one => vec![one],
+        };
+        let at = failed.iter().map(|error| match error {
+            ReplayError::Projector { projector, position, .. } => (projector.as_str(), *position),
+            error => panic!("{error:?}"),
+        });
+        let expected: Vec<_> = failing.iter().map(|name| (*name, spoilt.last().unwrap())).collect();
+        assert_eq!(at.collect::<Vec<_>>(), expected);
+        assert!(failing.iter().all(|name| ended.to_string().contains(name)), "{ended}");
+        assert_eq!(wrong_rows(&client, "orders_v2").await, 0);
+    }
 }

@@ -226,6 +226,12 @@ fn of_replay(error: &ReplayError) -> (Exit, &'static str) {
         ReplayError::Altered { .. } => (Exit::Refused, "altered"),
         ReplayError::OtherSplit { .. } => (Exit::Refused, "other_split"),
         ReplayError::Aborted { .. } => (Exit::Refused, "aborted"),
+        ReplayError::Rows { .. } => (Exit::Refused, "rows"),
+        ReplayError::Outage { .. } => (Exit::Failed, "outage"),
+        ReplayError::Several(errors) if errors.iter().all(|one| of_replay(one).0 == Exit::Refused) => {
+            (Exit::Refused, "several")
+        }
+        ReplayError::Several(_) => (Exit::Failed, "several"),
         _ => DATABASE,
     }
 }
@@ -513,6 +519,13 @@ mod tests {
         let unknown = changeover::NotRegistered { projector: name(), registered: Vec::new() };
         check(ActivateError::Replay(unknown.into()).into(), Exit::Refused, "unknown_projector");
         check(ReplayError::Register(RegisterError::Store(slow())).into(), Exit::Failed, "database");
+        let source = || changeover::ProjectError::Store(slow());
+        let rows = || ReplayError::Rows { projector: name(), version: version(), source: source() };
+        let outage = || ReplayError::Outage { projector: name(), version: version(), source: source() };
+        check(rows().into(), Exit::Refused, "rows");
+        check(outage().into(), Exit::Failed, "outage");
+        check(ReplayError::Several(vec![rows(), rows()]).into(), Exit::Refused, "several");
+        check(ReplayError::Several(vec![rows(), outage()]).into(), Exit::Failed, "several");
         let skip = SkipError::NotStalledThere {
             projector: name(),
             position: changeover::Position::new(1),

@@ -110,9 +110,11 @@ async fn replay(changeover: &Changeover, args: &ReplayArgs, progress: &Progress)
     let followed: Mutex<BTreeMap<ProjectorName, ReplayProgress>> = Mutex::default();
     let on_progress = |replayed: &ReplayProgress| {
         progress.replaying(replayed);
-        if replayed.phase == ReplayPhase::Following {
-            let mut followed = followed.lock().unwrap_or_else(PoisonError::into_inner);
-            followed.insert(replayed.projector.clone(), replayed.clone());
+        let mut followed = followed.lock().unwrap_or_else(PoisonError::into_inner);
+        match replayed.phase {
+            ReplayPhase::Following => drop(followed.insert(replayed.projector.clone(), replayed.clone())),
+            ReplayPhase::Ended => drop(followed.remove(&replayed.projector)),
+            _ => {}
         }
     };
     let options = args.options();

@@ -278,6 +278,11 @@ fn words(progress: &ReplayProgress, speed: &Speed) -> String {
         return format!("{built} of {of} {indexes} built{next}");
     }
     let mut words = Vec::new();
+    match progress.phase {
+        ReplayPhase::Paused => words.push("paused: the server is busy".to_owned()),
+        ReplayPhase::Ended => words.push("cannot go on".to_owned()),
+        _ => {}
+    }
     #[allow(clippy::cast_possible_truncation)]
     words.extend(speed.events_per_sec().map(|rate| format!("{} events/s", thousands(rate.round() as i64))));
     let lag = progress.lag_events();
@@ -317,7 +322,9 @@ mod tests {
                 speed.push(&progress);
                 last = Some(progress);
             }
-            assert_eq!(words(&last.unwrap(), &speed), expected);
+            assert_eq!(words(last.as_ref().unwrap(), &speed), expected);
+            let paused = ReplayProgress { phase: ReplayPhase::Paused, ..last.unwrap() };
+            assert_eq!(words(&paused, &speed), format!("paused: the server is busy, {expected}"));
         };
         check(&[(0, 0, 0, 90_000)], "90,000 behind");
         check(

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use changeover::{Abandoned, Optimized, RunningReplay, Upgraded};
+use changeover::{Abandoned, Optimized, ReplayPhase, RunningReplay, Upgraded};
 
 use super::plain;
 use super::tables::{activated, bytes, seconds, several, table, thousands};
@@ -28,6 +28,9 @@ pub(super) fn replays(replays: &[RunningReplay]) -> String {
     ];
     let rows = replays.iter().map(|replay| {
         let mut phase = plain(&replay.phase);
+        if phase == ReplayPhase::Paused.as_str() {
+            phase.push_str(": the server is busy");
+        }
         if let (Some(built), Some(of)) = (replay.indexes_built, replay.indexes) {
             let _ = write!(phase, ", {built} of {of}");
         }

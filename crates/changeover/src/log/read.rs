@@ -40,6 +40,12 @@ pub(crate) struct Limits {
 impl Limits {
     /// Of a batch that is published or replayed.
     pub(crate) const BATCH: Self = Self { rows: 1_000, bytes: 16 << 20, span: 100_000 };
+
+    /// The same, with no more rows than this.
+    pub(crate) fn of_rows(self, most: Option<usize>) -> Self {
+        let most = most.and_then(|most| i64::try_from(most).ok()).unwrap_or(self.rows);
+        Self { rows: self.rows.min(most), ..self }
+    }
 }
 
 /// A batch of events, and how far the log was looked at for them.

@@ -18,7 +18,8 @@ use semver::Version;
 use serde::de::DeserializeOwned;
 
 use super::configuration::Index;
-use super::parallel::{self, Known, Parallel, Piece, ShardRows, ShardTable};
+use super::known::Known;
+use super::parallel::{self, Parallel, Piece, ShardRows, ShardTable};
 use super::row::{ColumnArray, ColumnDefinition, Key, Row, hash_of, stable_hash};
 use super::{Decoded, Load, Project, ProjectError};
 use crate::store::Path;

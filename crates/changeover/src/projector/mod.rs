@@ -4,6 +4,7 @@ pub(crate) mod configuration;
 pub(crate) mod decoded;
 pub(crate) mod fold;
 mod hashed;
+pub(crate) mod known;
 pub(crate) mod parallel;
 pub(crate) mod row;
 pub(crate) mod split;

@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use super::decoded::{Decoded, DecodedOnce, Types, panicked};
 use super::fold::{Fold, Folding, TableSql, boxed, by_key};
 use super::hashed::{ByHash, Hashed, Lookup};
+use super::known::Known;
 use super::row::{ColumnArray, Row, hash_of, hash_with};
 use super::split::Statements;
 use super::{BoxError, Load, ProjectError};
@@ -59,49 +60,6 @@ pub(crate) enum Work {
     Statements(Box<dyn Statements>),
 }
 
-/// What is known of the rows that a shard has not got in memory.
-#[derive(Debug, Clone)]
-pub enum Known {
-    /// The tables hold none of them.
-    Empty,
-    /// The tables may hold those whose keys have one of these hashes.
-    Stored(Hashes),
-    /// The tables may hold any.
-    Nothing,
-}
-
-/// Hashes of keys.
-#[derive(Debug, Clone)]
-pub struct Hashes(HashSet<u64, ByHash>);
-
-/// Past this many hashes nothing is known any more: memory is bounded.
-const MAX_HASHES: usize = 4 << 20;
-
-impl Known {
-    fn may_be_stored(&self, hash: u64) -> bool {
-        match self {
-            Self::Empty => false,
-            Self::Stored(Hashes(hashes)) => hashes.contains(&hash),
-            Self::Nothing => true,
-        }
-    }
-
-    fn store(&mut self, hash: u64) {
-        match self {
-            Self::Empty => *self = Self::Stored(Hashes(std::iter::once(hash).collect())),
-            Self::Stored(Hashes(hashes)) if hashes.len() < MAX_HASHES => drop(hashes.insert(hash)),
-            _ => *self = Self::Nothing,
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Stored(Hashes(hashes)) => hashes.capacity() * (size_of::<u64>() + 1),
-            Self::Empty | Self::Nothing => 0,
-        }
-    }
-}
-
 /// The rows of one shard, of all tables of a projector.
 pub(crate) trait Shard: Send + Sync {
     /// The statements that load the rows which a piece touches, which are not in memory and may be stored. By table.
@@ -112,8 +70,8 @@ pub(crate) trait Shard: Send + Sync {
     fn fold(&mut self, piece: &Piece, after: Position) -> Result<(), ProjectError>;
     /// What it holds in memory, roughly.
     fn bytes(&self) -> usize;
-    /// What is to be written so that the tables hold what is in memory.
-    fn changes(&self) -> Vec<TableChanges<'_>>;
+    /// What is to be written so that the tables hold what is in memory, with so many rows in a statement at most.
+    fn changes(&self, statement_rows: usize) -> Vec<TableChanges<'_>>;
     /// The changes are committed. Keeps the rows that were touched since the last time, at most so many bytes of them.
     fn written(&mut self, keep_bytes: usize);
 }
@@ -130,9 +88,15 @@ pub(crate) struct TableChanges<'s> {
 
 /// Rows in the binary format of `COPY`.
 pub(crate) trait CopyRows: Send {
-    /// The next bytes; none at the end.
-    fn next(&mut self) -> Result<Option<Bytes>, ProjectError>;
+    /// The next ones, of about so many bytes; none at the end.
+    fn next(&mut self, about_bytes: usize) -> Result<Option<Bytes>, ProjectError>;
 }
+
+/// What a `COPY` of rows begins with: the signature, no flags, no extension.
+pub(crate) const COPY_BEGIN: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+
+/// What it ends with.
+pub(crate) const COPY_END: &[u8] = &(-1_i16).to_be_bytes();
 
 // --- decoding ---------------------------------------------------------------------------------------------------------
 
@@ -246,8 +210,8 @@ impl<E: Send + Sync + 'static> Shard for FoldShard<E> {
         self.tables.iter().map(|table| table.bytes()).sum()
     }
 
-    fn changes(&self) -> Vec<TableChanges<'_>> {
-        self.tables.iter().map(|table| table.changes()).collect()
+    fn changes(&self, statement_rows: usize) -> Vec<TableChanges<'_>> {
+        self.tables.iter().map(|table| table.changes(statement_rows)).collect()
     }
 
     fn written(&mut self, keep_bytes: usize) {
@@ -276,7 +240,7 @@ pub(super) trait ShardTable<E>: Send + Sync {
         at: &Cell<usize>,
     ) -> Result<(), ProjectError>;
     fn bytes(&self) -> usize;
-    fn changes(&self) -> TableChanges<'_>;
+    fn changes(&self, statement_rows: usize) -> TableChanges<'_>;
     fn written(&mut self, keep_bytes: usize);
 }
 
@@ -306,9 +270,6 @@ const MEASURE_EVERY: u64 = 64;
 
 /// A row in memory is larger than as it is sent: allocations, twice its key.
 const OVERHEAD: usize = 48;
-
-/// Rows in one statement.
-const STATEMENT_ROWS: usize = 5_000;
 
 impl<T: Fold> ShardRows<T> {
     pub(super) fn new(sql: Arc<TableSql>, shard: usize, known: Known) -> Self {
@@ -412,7 +373,7 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
         self.rows_bytes() + self.known.bytes()
     }
 
-    fn changes(&self) -> TableChanges<'_> {
+    fn changes(&self, statement_rows: usize) -> TableChanges<'_> {
         let changed = || self.rows.iter().filter(|(_, slot)| slot.changed);
         let kept: Vec<&T> =
             changed().filter(|(_, slot)| slot.stored).filter_map(|(_, slot)| slot.row.as_ref()).collect();
@@ -420,25 +381,31 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
             .filter(|(_, slot)| slot.stored && slot.row.is_none())
             .map(|(key, _)| &key.key)
             .collect();
-        let upserts = kept.chunks(STATEMENT_ROWS).map(|rows| Load {
+        let upserts = kept.chunks(statement_rows).map(|rows| Load {
             sql: &self.sql.upsert,
             params: boxed(ColumnArray::transpose(rows.iter().map(|row| row.values()))),
         });
         let deletions =
-            gone.chunks(STATEMENT_ROWS).map(|keys| by_key(&self.sql.delete, keys.iter().copied()));
+            gone.chunks(statement_rows).map(|keys| by_key(&self.sql.delete, keys.iter().copied()));
         let new = changed().filter(|(_, slot)| !slot.stored).filter_map(|(_, slot)| slot.row.as_ref());
         let mut new = new.peekable();
         TableChanges {
             rest: upserts.chain(deletions).collect(),
             copy_in: &self.sql.copy_in,
-            new: new.peek().is_some().then(|| {
-                Box::new(Encoder { sql: &self.sql, rows: new, begun: false, ended: false })
-                    as Box<dyn CopyRows + '_>
-            }),
+            new: new
+                .peek()
+                .is_some()
+                .then(|| Box::new(Encoder { sql: &self.sql, rows: new }) as Box<dyn CopyRows + '_>),
         }
     }
 
     fn written(&mut self, keep_bytes: usize) {
+        // Beside the rows, in the part that they leave free: hashes that filled all of it would have everything written again after
+        // every stretch.
+        let most_known = keep_bytes / 2;
+        if self.known.bytes() > most_known {
+            self.known = Known::Nothing;
+        }
         self.rows.retain(|_, slot| {
             (slot.stored, slot.changed) = (slot.row.is_some(), false);
             slot.stored
@@ -451,7 +418,7 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
             self.rows.retain(|key, slot| {
                 let keep = untouched_only && slot.touched;
                 if !keep {
-                    known.store(key.hash);
+                    known.store(key.hash, most_known);
                 }
                 keep
             });
@@ -466,34 +433,17 @@ impl<T: Fold> ShardTable<T::Event> for ShardRows<T> {
 struct Encoder<'s, R> {
     sql: &'s TableSql,
     rows: R,
-    begun: bool,
-    ended: bool,
 }
 
-/// How much is sent at once.
-const COPY_BYTES: usize = 256 << 10;
-
 impl<'s, T: Row, R: Iterator<Item = &'s T> + Send> CopyRows for Encoder<'s, R> {
-    fn next(&mut self) -> Result<Option<Bytes>, ProjectError> {
-        if self.ended {
-            return Ok(None);
-        }
-        let mut bytes = BytesMut::with_capacity(COPY_BYTES + COPY_BYTES / 8);
-        if !self.begun {
-            self.begun = true;
-            // The signature, no flags, no extension.
-            bytes.put_slice(b"PGCOPY\n\xff\r\n\0");
-            bytes.put_i64(0);
-        }
-        while bytes.len() < COPY_BYTES {
-            let Some(row) = self.rows.next() else {
-                bytes.put_i16(-1);
-                self.ended = true;
-                break;
-            };
+    fn next(&mut self, about_bytes: usize) -> Result<Option<Bytes>, ProjectError> {
+        let mut bytes = BytesMut::with_capacity(about_bytes + about_bytes / 8);
+        while bytes.len() < about_bytes
+            && let Some(row) = self.rows.next()
+        {
             encode(&mut bytes, row, self.sql).map_err(ProjectError::Projector)?;
         }
-        Ok(Some(bytes.freeze()))
+        Ok((!bytes.is_empty()).then(|| bytes.freeze()))
     }
 }
 
@@ -510,4 +460,88 @@ fn encode<T: Row>(bytes: &mut BytesMut, row: &T, sql: &TableSql) -> Result<(), B
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::super::fold::{FoldProjector, TableShard};
+    use super::*;
+    use crate::words::names::StreamName;
+    use crate::words::position::Revision;
+
+    #[derive(serde::Deserialize)]
+    enum CountEvent {
+        Counted { id: i64 },
+    }
+
+    #[derive(changeover::Row, Clone)]
+    #[row(table = "counts")]
+    struct Count {
+        #[row(key)]
+        id: i64,
+        times: i64,
+    }
+
+    impl Fold for Count {
+        type Event = CountEvent;
+
+        fn keys(CountEvent::Counted { id }: &CountEvent, _: &StreamName) -> impl IntoIterator<Item = i64> {
+            [*id]
+        }
+
+        fn fold(row: Option<Self>, id: &i64, _: &Recorded<CountEvent>) -> Option<Self> {
+            Some(Self { id: *id, times: row.map_or(0, |row| row.times) + 1 })
+        }
+    }
+
+    struct Counts;
+
+    impl FoldProjector for Counts {
+        const NAME: &'static str = "counts";
+        const VERSION: semver::Version = semver::Version::new(1, 0, 0);
+        type Event = CountEvent;
+        type Tables = (Count,);
+    }
+
+    fn counted(ids: impl IntoIterator<Item = i64>) -> Vec<Recorded<CountEvent>> {
+        let counted = |id| Recorded {
+            position: Position::new(id + 1),
+            stream: "counts".parse().unwrap(),
+            revision: Revision::new(id + 1),
+            recorded_at: SystemTime::UNIX_EPOCH,
+            metadata: None,
+            data: CountEvent::Counted { id },
+        };
+        ids.into_iter().map(counted).collect()
+    }
+
+    #[test]
+    fn a_shard_keeps_to_its_memory_however_many_rows_it_has_written_and_forgets_none_of_them() {
+        const LIMIT: usize = 200_000;
+        let folding = Folding::of::<Counts>("counts_v1");
+        let table = &folding.tables[0];
+        let TableShard(mut shard) = table.shard(0, Known::Empty);
+        let mut writes = 0;
+        for hundred in 0..1_000 {
+            let events = counted(hundred * 100..hundred * 100 + 100);
+            let touched = table.split(&events, 1, &Cell::new(0));
+            shard.fold(&events, &Types::default(), &touched, Position::START, &Cell::new(0)).unwrap();
+            if shard.bytes() > LIMIT {
+                shard.written(LIMIT / 2);
+                writes += 1;
+                assert!(shard.bytes() <= LIMIT, "{} bytes after {writes} writes", shard.bytes());
+            }
+        }
+        // Not after every stretch.
+        assert!(writes < 250, "{writes} writes");
+        shard.written(LIMIT / 2);
+        shard.written(0);
+        for id in (0..100_000).step_by(97) {
+            let events = counted([id]);
+            let touched = table.split(&events, 1, &Cell::new(0));
+            assert!(shard.missing(&events, &touched, Position::START).is_some(), "row {id} is taken for new");
+        }
+    }
 }

@@ -15,7 +15,8 @@ use futures_util::future::BoxFuture;
 
 use super::ProjectError;
 use super::decoded::{DecodedOnce, Types, panicked};
-use super::parallel::{Known, Parallel, Piece, Work, shard_of};
+use super::known::Known;
+use super::parallel::{Parallel, Piece, Work, shard_of};
 use super::row::stable_hash;
 use super::sql::{Running, SqlProjector};
 use crate::codec;

@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::Pool;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -25,28 +24,38 @@ use tracing::{debug, info};
 
 use super::begun::Begun;
 use super::claims::Claims;
-use super::place::{Checkpoint, Place, Stopped};
+use super::fault::{Ended, Failed, Refused, next};
+use super::options::Throttle;
+use super::place::{Checkpoint, Place, Stopped, Writers};
 use super::shard::Worker;
 use super::source::{Reader, Reading, Source, Stretch};
 use super::statements::Running;
-use super::throttle::Throttled;
-use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, permit, position, split};
+use super::throttle::{Breaths, Throttled};
+use super::{OnProgress, Pace, ReplayError, ReplayPhase, ReplayProgress, permit, position, split, throttle};
 use crate::core::Core;
 use crate::horizon;
-use crate::projector::parallel::{Known, Work};
+use crate::projector::known::Known;
+use crate::projector::parallel::Work;
 use crate::projector::{ProjectError, Registered};
-use crate::store::{Path, Store, StoreError, connect};
+use crate::store::{Path, Store, StoreError};
 use crate::words::names::ProjectorName;
 use crate::words::position::{Generation, Position};
 
 /// Stretches that a shard may be behind.
 const AHEAD: usize = 2;
 
+/// The same where they are small, so that one that writes in small pieces holds nobody up: those that are as large as they get take
+/// up the same together.
+const SMALL_AHEAD: usize = 16;
+
 /// How long to wait for shards that other processes have claimed.
 const BUSY: Duration = Duration::from_millis(50);
 
 /// How often progress is reported.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
+
+/// How often is looked how far the log has grown.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Events that went through, by projector.
 pub(super) type Events = BTreeMap<ProjectorName, Counted>;
@@ -64,6 +73,8 @@ pub(super) async fn replay(
     core: &Core,
     wanted: &[Begun],
     pace: &Pace,
+    started: Instant,
+    throttled: &mut Throttled,
     on_progress: OnProgress<'_>,
 ) -> Result<Events, ReplayError> {
     let mut events = Events::new();
@@ -72,33 +83,41 @@ pub(super) async fn replay(
         return Ok(events);
     }
     let client = core.store.single().await?;
-    let started = Instant::now();
     let mut known = BTreeSet::new();
+    let mut refused = None::<Refused>;
     loop {
         let open = open(core, &client, wanted, pace, &mut known).await?;
-        let Some(up_to) = open.iter().map(|open| open.up_to).min() else { return Ok(events) };
-        let open: Vec<Open> = open.into_iter().filter(|open| open.up_to == up_to).collect();
-        let round = Round { core, pace, on_progress, started, up_to, without: &[] };
-        match round.run(&client, &open, &mut events).await? {
+        let Some((open, up_to)) = next(open, &mut refused) else { return Ok(events) };
+        let round = Round { core, pace, on_progress, started, end: Some(&client), up_to, without: &[] };
+        let ended = match refused.take_if(|refused| refused.is_one()) {
+            None => round.run(&client, &open, &mut events, throttled).await?,
+            Some(refused) => refused.named(core, &client).await?,
+        };
+        match ended {
             Ended::Done => {}
+            // A round up to the middle, again and again, until one event is left.
+            Ended::Refused(more) => refused = Some(more),
             Ended::Failed(failed) => {
                 // What comes before the event at fault is written, whichever shard it is that cannot go on.
                 let before = Position::new(failed.position.get() - 1);
                 let one: Vec<Open> =
                     open.into_iter().filter(|open| open.registered.id().0 == failed.projector).collect();
-                Round { up_to: before, ..round }.run(&client, &one, &mut events).await?;
-                return Err(failed.into());
+                let round = Round { up_to: before, ..round };
+                match round.run(&client, &one, &mut events, throttled).await? {
+                    Ended::Refused(earlier) => refused = Some(earlier),
+                    Ended::Done | Ended::Failed(_) => return Err(failed.into()),
+                }
             }
         }
     }
 }
 
 /// A projector whose shards have not met yet.
-struct Open {
-    registered: Arc<Registered>,
+pub(super) struct Open {
+    pub(super) registered: Arc<Registered>,
     attempt: i32,
-    up_to: Position,
-    shards: Vec<(i32, Position)>,
+    pub(super) up_to: Position,
+    pub(super) shards: Vec<(i32, Position)>,
     /// Whether the tables came from elsewhere: then they may hold rows at position 0 as well.
     adopted: bool,
     generation: Generation,
@@ -112,18 +131,19 @@ pub(crate) async fn fold_afresh(
     up_to: Position,
     without: &[Position],
     pace: &Pace,
+    throttled: &mut Throttled,
     on_progress: OnProgress<'_>,
 ) -> Result<u64, ReplayError> {
     // What is written is worth nothing before everything is.
     let pace = &Pace { checkpoint_every: Duration::MAX, ..pace.clone() };
-    let round = Round { core, pace, on_progress, started: Instant::now(), up_to, without };
+    let round = Round { core, pace, on_progress, started: Instant::now(), end: None, up_to, without };
     // Statements of the projector's own are to prove the split right as well.
     let shards = if registered.projector.needs_transaction() { 1 } else { shards(pace, registered) };
     let count = usize::try_from(shards).expect("BUG: a positive number");
-    let pool = round.writers()?;
+    let writers = round.writers()?;
     let (mut workers, mut inputs) = (Workers::new(), Vec::new());
     for shard in 1..=shards {
-        let (sender, receiver) = mpsc::channel(AHEAD);
+        let (sender, receiver) = mpsc::channel(round.ahead());
         inputs.push(sender);
         let start = Start {
             projector: 0,
@@ -131,13 +151,14 @@ pub(crate) async fn fold_afresh(
             known: Known::Empty,
             checkpoint: Checkpoint::None,
         };
-        workers.push((0, round.worker(&pool, registered, shard, count, start), receiver));
+        workers.push((0, round.worker(&writers, registered, shard, count, start), receiver));
     }
     let counted = Counted::default();
     let mut fed = [Fed { registered: registered.clone(), shards: count, inputs, counted }];
-    match round.fold(workers, &mut fed, Position::START, None).await? {
-        None => Ok(fed[0].counted.events),
-        Some(failed) => Err(failed.into()),
+    match round.fold(workers, &mut fed, Position::START, None, throttled).await? {
+        Ended::Done => Ok(fed[0].counted.events),
+        Ended::Failed(failed) => Err(failed.into()),
+        Ended::Refused(refused) => Err(refused.into()),
     }
 }
 
@@ -229,34 +250,11 @@ fn processors() -> i32 {
 ///
 /// A statement that waits for shards keeps its snapshot, and with it the versions of rows that SQL projectors change again and
 /// again. So what these read is short enough to be read in one go.
-fn span(fed: &[Fed]) -> i64 {
+fn span(fed: &[Fed], throttle: &Throttle) -> i64 {
     const SPAN: usize = 32_768;
-    const SHORT: usize = 4_096;
     let shards = fed.iter().filter(|fed| fed.registered.projector.needs_transaction()).map(|fed| fed.shards);
-    let span = shards.max().map_or(SPAN, |shards| SPAN.min(SHORT * shards));
+    let span = throttle.span(shards.max().map_or(SPAN, |shards| SPAN.min(throttle::SHORT_SPAN * shards)));
     i64::try_from(span).expect("BUG: a small number")
-}
-
-/// How a round ended.
-enum Ended {
-    Done,
-    Failed(Failed),
-}
-
-/// An event that a projector cannot project.
-struct Failed {
-    projector: ProjectorName,
-    version: semver::Version,
-    position: Position,
-    event_type: String,
-    source: ProjectError,
-}
-
-impl From<Failed> for ReplayError {
-    fn from(failed: Failed) -> Self {
-        let Failed { projector, version, position, event_type, source } = failed;
-        Self::Projector { projector, version, position, event_type, source }
-    }
 }
 
 /// One go through a part of the log, for the shards that are ours.
@@ -266,6 +264,8 @@ struct Round<'a> {
     pace: &'a Pace,
     on_progress: OnProgress<'a>,
     started: Instant,
+    /// The connection that looks how far the log has grown; none where that is of no interest.
+    end: Option<&'a Client>,
     up_to: Position,
     /// Events that are left out.
     without: &'a [Position],
@@ -320,8 +320,20 @@ impl Fed {
     }
 }
 
+/// How far the log has grown.
+struct End {
+    horizon: Position,
+    looked: Option<Instant>,
+}
+
 impl Round<'_> {
-    async fn run(&self, client: &Client, open: &[Open], events: &mut Events) -> Result<Ended, ReplayError> {
+    async fn run(
+        &self,
+        client: &Client,
+        open: &[Open],
+        events: &mut Events,
+        throttled: &mut Throttled,
+    ) -> Result<Ended, ReplayError> {
         let store = &self.core.store;
         let unfinished: Vec<(&Registered, Vec<i32>)> = open
             .iter()
@@ -338,12 +350,12 @@ impl Round<'_> {
             sleep(BUSY).await;
             return Ok(Ended::Done);
         }
-        let failed = self.fold(workers, &mut fed, after, Some(&mut claims)).await?;
+        let ended = self.fold(workers, &mut fed, after, Some(&mut claims), throttled).await?;
         for fed in &fed {
             events.insert(fed.registered.target.projector.clone(), fed.counted);
         }
         claims.give_back().await?;
-        Ok(failed.map_or(Ended::Done, Ended::Failed))
+        Ok(ended)
     }
 
     /// Lets shards fold the log, and waits until they have written what they folded.
@@ -353,30 +365,39 @@ impl Round<'_> {
         fed: &mut [Fed],
         after: Position,
         claims: Option<&mut Claims<'_>>,
-    ) -> Result<Option<Failed>, ReplayError> {
+        throttled: &mut Throttled,
+    ) -> Result<Ended, ReplayError> {
         let mut running = JoinSet::new();
         for (projector, worker, input) in workers {
             running.spawn(async move { (projector, worker.run(input).await) });
         }
-        let mut failed = self.feed(claims, fed, after).await?;
+        let mut failed = self.feed(claims, fed, after, throttled).await?;
+        let mut refused = None;
         for fed in fed.iter_mut() {
             fed.inputs.clear();
         }
         while let Some(stopped) = running.join_next().await {
             let (projector, stopped) = stopped.expect("BUG: a shard panicked");
+            let (projector, version) = fed[projector].registered.id();
             match stopped {
                 Ok(()) => {}
                 Err(Stopped::Event { position, event_type, source }) => {
                     if failed.as_ref().is_none_or(|failed| position < failed.position) {
-                        let (projector, version) = fed[projector].registered.id();
                         failed = Some(Failed { projector, version, position, event_type, source });
                     }
                 }
+                Err(Stopped::Refused { shard, after, up_to, source }) => {
+                    refused = Some(Refused { projector, version, shard, after, up_to, source });
+                }
                 Err(Stopped::Other(error @ ReplayError::Overtaken { .. })) => debug!(%error, "going on"),
+                Err(Stopped::Other(ReplayError::Store(error))) if error.is_outage() => {
+                    return Err(ReplayError::Outage { projector, version, source: error.into() });
+                }
                 Err(Stopped::Other(error)) => return Err(error),
             }
         }
-        Ok(failed)
+        // The event that is known is the one to go on with: what comes before it is yet to be written.
+        Ok(failed.map(Ended::Failed).or(refused.map(Ended::Refused)).unwrap_or(Ended::Done))
     }
 
     /// The shards that are ours, each with what it is fed by; and the position after which the first of them goes on.
@@ -389,7 +410,7 @@ impl Round<'_> {
     ) -> Result<(Workers, Vec<Fed>, Position), ReplayError> {
         let store = &self.core.store;
         let ours: usize = (0..open.len()).map(|projector| claims.ours(projector).len()).sum();
-        let pool = self.writers()?;
+        let writers = self.writers()?;
         let (mut workers, mut fed, mut after) = (Vec::new(), Vec::new(), self.up_to);
         for (projector, open) in open.iter().enumerate() {
             let (mut inputs, mut from) = (Vec::new(), self.up_to);
@@ -401,14 +422,14 @@ impl Round<'_> {
                 };
                 let is_empty = position == Position::START && !open.adopted;
                 let known = if is_empty { Known::Empty } else { Known::Nothing };
-                let (sender, receiver) = mpsc::channel(AHEAD);
+                let (sender, receiver) = mpsc::channel(self.ahead());
                 inputs.push(sender);
                 from = from.min(position);
                 let checkpoint = Checkpoint::Kept { attempt: open.attempt, generation: open.generation };
                 let start = Start { projector, position, known, checkpoint };
                 workers.push((
                     projector,
-                    self.worker(&pool, &open.registered, *shard, ours, start),
+                    self.worker(&writers, &open.registered, *shard, ours, start),
                     receiver,
                 ));
             }
@@ -423,7 +444,7 @@ impl Round<'_> {
     /// A shard that goes on at a position.
     fn worker(
         &self,
-        pool: &Pool,
+        writers: &Writers,
         registered: &Arc<Registered>,
         shard: i32,
         shards: usize,
@@ -436,12 +457,12 @@ impl Round<'_> {
             written: position,
             checkpoint,
         };
-        let (pool, checkpoint_every) = (pool.clone(), self.pace.checkpoint_every);
+        let (writers, checkpoint_every) = (writers.clone(), self.pace.checkpoint_every);
         let place = usize::try_from(shard - 1).expect("BUG: shards begin at 1");
         match registered.projector.parallel().shard(place, known) {
             Work::Rows(rows) => AnyWorker::Rows(Worker {
                 at,
-                pool,
+                writers,
                 projector,
                 rows,
                 folded: position,
@@ -449,7 +470,7 @@ impl Round<'_> {
                 checkpoint_every,
             }),
             Work::Statements(statements) => AnyWorker::Statements(Running {
-                pool,
+                writers,
                 projector,
                 statements,
                 at,
@@ -460,9 +481,15 @@ impl Round<'_> {
     }
 
     /// The connections that write.
-    fn writers(&self) -> Result<Pool, StoreError> {
+    fn writers(&self) -> Result<Writers, StoreError> {
         let writers = self.pace.max_connections.saturating_sub(self.readers() + 1).max(1);
-        connect::pool(&self.core.store.config, writers, connect::Untouched::default())
+        let breaths = self.pace.throttle.events_per_sec.map(|_| Breaths::default());
+        Writers::new(&self.core.store, writers, breaths)
+    }
+
+    /// Stretches that a shard may be behind.
+    fn ahead(&self) -> usize {
+        if self.pace.throttle.at_once().is_some() { SMALL_AHEAD } else { AHEAD }
     }
 
     async fn positions(
@@ -486,26 +513,33 @@ impl Round<'_> {
         mut claims: Option<&mut Claims<'_>>,
         fed: &mut [Fed],
         after: Position,
+        throttled: &mut Throttled,
     ) -> Result<Option<Failed>, ReplayError> {
         let store = &self.core.store;
-        let mut throttled = Throttled::new(store, &self.pace.throttle).await?;
+        let piece_bytes = self.pace.memory_bytes / 64 * AHEAD / self.ahead();
         let mut source = Source::start(Reading {
             store: store.clone(),
             readers: fed.iter().map(Fed::reader).collect(),
             after,
             up_to: self.up_to,
-            span: span(fed),
+            span: span(fed, &self.pace.throttle),
             without: self.without.to_vec(),
             connections: self.readers(),
-            piece_bytes: (self.pace.memory_bytes / 64).clamp(64 << 10, 4 << 20),
+            piece_bytes: piece_bytes.clamp(64 << 10, 4 << 20),
+            piece_events: self.pace.throttle.at_once().unwrap_or(usize::MAX),
         });
+        let (mut end, mut at) = (End { horizon: self.up_to, looked: None }, after);
         let (mut shared, mut reported) = (Instant::now(), None::<Instant>);
         let mut failed = None;
         while let Some(mut stretch) = source.next().await? {
-            throttled.pass(stretch.events).await?;
+            throttled.wait(stretch.events).await;
+            while throttled.pauses().await? {
+                self.report(&mut end, fed, at, ReplayPhase::Paused).await?;
+            }
             let parts: Vec<(u64, Option<ProjectError>)> =
                 stretch.parts.iter_mut().map(|part| (part.events, part.failed.take())).collect();
             let reached = stretch.reached;
+            at = reached;
             let stretch = Arc::new(stretch);
             for (fed, (events, failure)) in fed.iter_mut().zip(parts) {
                 let sent = join_all(fed.inputs.iter().map(|input| input.send(stretch.clone()))).await;
@@ -527,7 +561,7 @@ impl Round<'_> {
             }
             if reported.is_none_or(|reported| reported.elapsed() >= REPORT_EVERY) {
                 reported = Some(Instant::now());
-                self.report(fed, reached);
+                self.report(&mut end, fed, at, ReplayPhase::Bulk).await?;
             }
             if fed.iter().all(|fed| fed.inputs.is_empty()) {
                 break;
@@ -545,19 +579,33 @@ impl Round<'_> {
         Ok(failed)
     }
 
-    fn report(&self, fed: &[Fed], reached: Position) {
+    async fn report(
+        &self,
+        end: &mut End,
+        fed: &[Fed],
+        position: Position,
+        phase: ReplayPhase,
+    ) -> Result<(), StoreError> {
+        // The log grows meanwhile: what is behind a mark that stands still is not the lag.
+        if let Some(client) = self.end
+            && end.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY)
+        {
+            end.horizon = self.up_to.max(horizon::look(&self.core.store, client).await?.horizon);
+            end.looked = Some(Instant::now());
+        }
         for fed in fed.iter().filter(|fed| !fed.inputs.is_empty()) {
             let (projector, version) = fed.registered.id();
             (self.on_progress)(&ReplayProgress {
                 projector,
                 version,
-                position: reached,
-                horizon: self.up_to,
-                phase: ReplayPhase::Bulk,
+                position,
+                horizon: end.horizon,
+                phase,
                 events: fed.counted.events,
                 indexing: None,
                 elapsed: self.started.elapsed(),
             });
         }
+        Ok(())
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::in_flight::Blocker;
-use crate::projector::ProjectError;
 use crate::projector::configuration::NotRegistered;
+use crate::projector::{ProjectError, chain};
 use crate::registration::RegisterError;
 use crate::store::StoreError;
 use crate::words::names::ProjectorName;
@@ -72,6 +72,19 @@ pub enum ReplayError {
         lag_events: i64,
         /// How long it tried.
         after: Duration,
+    },
+    /// The server could not, whatever was asked of it: it has no room, goes down, or is gone.
+    #[error(
+        "the server could not go on with {projector} {version}: nothing is wrong with the projector; what was replayed is kept: run `replay` again once the server can"
+    )]
+    Outage {
+        /// The projector.
+        projector: ProjectorName,
+        /// Its version.
+        version: semver::Version,
+        /// What the server says.
+        #[source]
+        source: ProjectError,
     },
     /// The rows cannot be written or read back.
     #[error("the rows of {projector} {version} cannot be written: mend it and replay again")]
@@ -187,9 +200,23 @@ pub enum ReplayError {
         /// Who ended it.
         by: String,
     },
+    /// Several projectors could not be followed any more, each for a reason of its own.
+    #[error("several replays ended: {}", .0.iter().map(|error| chain(error)).collect::<Vec<_>>().join("; "))]
+    Several(Vec<ReplayError>),
     /// The database did not do as asked.
     #[error("the database refused")]
     Store(#[from] StoreError),
+}
+
+impl ReplayError {
+    /// Rows cannot be written or read back.
+    pub(super) fn rows((projector, version): (ProjectorName, semver::Version), source: ProjectError) -> Self {
+        if source.is_outage() {
+            Self::Outage { projector, version, source }
+        } else {
+            Self::Rows { projector, version, source }
+        }
+    }
 }
 
 fn blocked_by(blockers: &[Blocker]) -> String {

@@ -5,15 +5,18 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join_all;
-use tracing::info;
+use futures_util::future::join_all;
+use tracing::{info, warn};
 
 use super::begun::Begun;
-use super::{BUSY, CaughtUp, OnProgress, ReplayError, ReplayPhase, position, refusal, step_or_name};
+use super::{
+    BUSY, CaughtUp, OnProgress, ReplayError, ReplayPhase, ReplayProgress, position, refusal, step_or_name,
+};
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::decider::read_states;
 use crate::horizon;
+use crate::projector::chain;
 use crate::publisher::signals;
 use crate::step::{Stepped, UpTo};
 use crate::wake::sleep_for;
@@ -26,17 +29,40 @@ const MAX_IN_FLIGHT: Duration = Duration::from_millis(50);
 /// How often the states are looked at where no notification arrives.
 const STATES: Duration = Duration::from_millis(500);
 
-/// Follows all of them until the last one is activated.
+/// Follows all of them until the last one is activated. One that cannot go on ends alone; in the end it is told why.
 pub(super) async fn all(
     core: &Core,
     begun: &[Begun],
     caught_up: Vec<CaughtUp>,
     on_progress: OnProgress<'_>,
 ) -> Result<Vec<CaughtUp>, ReplayError> {
-    let following = begun.iter().zip(caught_up).map(|(begun, at)| follow(core, begun, at, on_progress));
-    tokio::select! {
-        followed = try_join_all(following) => followed,
+    let following = begun.iter().zip(caught_up).map(async |(one, mut at)| {
+        let followed = follow(core, one, &mut at, on_progress).await;
+        if let Err(error) = &followed
+            && begun.len() > 1
+        {
+            let (projector, version) = one.registered.id();
+            // The others may go on for long.
+            warn!(%projector, %version, error = %chain(error), "is followed no more; the others are");
+            on_progress(&ReplayProgress { phase: ReplayPhase::Ended, ..at.progress.clone() });
+        }
+        followed.map(|()| CaughtUp { activated: true, ..at })
+    });
+    let followed = tokio::select! {
+        followed = join_all(following) => followed,
         never = signals::hear(core) => match never {},
+    };
+    let (mut ended, mut failed) = (Vec::new(), Vec::new());
+    for followed in followed {
+        match followed {
+            Ok(followed) => ended.push(followed),
+            Err(error) => failed.push(error),
+        }
+    }
+    match failed.len() {
+        0 => Ok(ended),
+        1 => Err(failed.remove(0)),
+        _ => Err(ReplayError::Several(failed)),
     }
 }
 
@@ -44,9 +70,9 @@ pub(super) async fn all(
 async fn follow(
     core: &Core,
     begun: &Begun,
-    mut at: CaughtUp,
+    at: &mut CaughtUp,
     on_progress: OnProgress<'_>,
-) -> Result<CaughtUp, ReplayError> {
+) -> Result<(), ReplayError> {
     let client = core.store.single().await?;
     let (projector, version) = begun.registered.id();
     let (started, earlier) = (Instant::now(), at.progress.elapsed);
@@ -63,7 +89,7 @@ async fn follow(
             permit = match own.map(|row| row.state) {
                 Some(ProjectorState::Active) => {
                     info!(%projector, %version, position = %at.progress.position, "activated: followed to the end");
-                    return Ok(CaughtUp { activated: true, ..at });
+                    return Ok(());
                 }
                 // It becomes active, or is to be fed again.
                 Some(ProjectorState::Activating) => None,

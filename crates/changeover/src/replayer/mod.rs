@@ -7,6 +7,7 @@ mod begun;
 mod bulk;
 pub(crate) mod claims;
 mod error;
+mod fault;
 mod follow;
 pub(crate) mod indexes;
 mod options;
@@ -19,7 +20,7 @@ mod source;
 mod speed;
 mod split;
 mod statements;
-mod throttle;
+pub(crate) mod throttle;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,12 +35,13 @@ pub use self::options::{Pace, ReplayOptions, Throttle};
 pub use self::progress::{CaughtUp, Indexing, ReplayPhase, ReplayProgress};
 use self::shown::{Purpose, Shown};
 pub use self::speed::{Left, Speed};
+use self::throttle::Throttled;
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::decider::read_states;
 use crate::horizon;
 use crate::log::read::Limits;
-use crate::projector::{ProjectError, Registered};
+use crate::projector::Registered;
 use crate::registration;
 use crate::step::{StepError, Stepped, UpTo, step};
 use crate::store::{Store, StoreError};
@@ -79,7 +81,9 @@ async fn replay_all(
     options: &ReplayOptions,
     on_progress: OnProgress<'_>,
 ) -> Result<Vec<CaughtUp>, ReplayError> {
+    let started = Instant::now();
     let client = core.store.single().await?;
+    let mut throttled = Throttled::new(&core.store, &options.pace.throttle).await?;
     let mut begun = Vec::with_capacity(wanted.len());
     for registered in wanted {
         if options.restart {
@@ -91,12 +95,16 @@ async fn replay_all(
     for begun in &begun {
         indexes::before_the_bulk(core, begun, &options.pace, on_progress).await?;
     }
-    let mut done = bulk::replay(core, &begun, &options.pace, on_progress).await?;
+    let mut done = bulk::replay(core, &begun, &options.pace, started, &mut throttled, on_progress).await?;
     let mut caught_up = Vec::with_capacity(begun.len());
     for begun in &begun {
         let events = done.remove(&begun.registered.target.projector).map_or(0, |counted| counted.events);
-        indexes::after_the_bulk(core, begun, &options.pace, events, on_progress).await?;
-        caught_up.push(catch_up(core, begun, options, events, on_progress).await?);
+        let indexing = |progress: &ReplayProgress| {
+            on_progress(&ReplayProgress { events, elapsed: started.elapsed(), ..progress.clone() });
+        };
+        indexes::after_the_bulk(core, begun, &options.pace, events, &indexing).await?;
+        let since = Since { started, events };
+        caught_up.push(catch_up(core, begun, options, since, &mut throttled, on_progress).await?);
     }
     if options.follow {
         return follow::all(core, &begun, caught_up, on_progress).await;
@@ -104,12 +112,20 @@ async fn replay_all(
     Ok(caught_up)
 }
 
+/// What a call has done before.
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    started: Instant,
+    events: u64,
+}
+
 /// Feeds one version by the same step as live publishing.
 async fn catch_up(
     core: &Core,
     begun: &Begun,
     options: &ReplayOptions,
-    events: u64,
+    since: Since,
+    throttled: &mut Throttled,
     on_progress: OnProgress<'_>,
 ) -> Result<CaughtUp, ReplayError> {
     let client = core.store.single().await?;
@@ -120,22 +136,31 @@ async fn catch_up(
         position: position(core, &client, registered).await?,
         horizon: Position::START,
         phase: ReplayPhase::CatchingUp,
-        events,
+        events: since.events,
         indexing: None,
-        elapsed: Duration::ZERO,
+        elapsed: since.started.elapsed(),
         projector: projector.clone(),
         version: version.clone(),
     };
     let mut permit = permit(&core.store, &client, registered, *attempt).await?;
+    let limits = Limits::BATCH.of_rows(throttled.throttle().at_once());
     loop {
-        let stepped = step_or_name(core, permit, registered, UpTo::Horizon).await?;
-        progress.elapsed = started.elapsed();
+        while throttled.pauses().await? {
+            progress.phase = ReplayPhase::Paused;
+            progress.elapsed = since.started.elapsed();
+            progress.horizon = horizon::look(&core.store, &client).await?.horizon;
+            on_progress(&progress);
+        }
+        progress.phase = ReplayPhase::CatchingUp;
+        let stepped = step_within(core, permit, registered, UpTo::Horizon, limits).await?;
+        progress.elapsed = since.started.elapsed();
         match stepped {
             Stepped::Moved { events, to, horizon } => {
                 progress.position = to;
                 progress.horizon = horizon;
                 progress.events += events as u64;
                 on_progress(&progress);
+                throttled.wait(events as u64).await;
             }
             Stepped::Nothing { horizon } => {
                 progress.position = horizon;
@@ -219,21 +244,31 @@ pub(crate) async fn step_or_name(
     registered: &Registered,
     up_to: UpTo,
 ) -> Result<Stepped, ReplayError> {
+    step_within(core, permit, registered, up_to, Limits::BATCH).await
+}
+
+/// The same, by batches of other limits.
+async fn step_within(
+    core: &Core,
+    permit: Permit,
+    registered: &Registered,
+    up_to: UpTo,
+    limits: Limits,
+) -> Result<Stepped, ReplayError> {
     let mut one_by_one = 0;
     loop {
-        let limits = if one_by_one > 0 { Limits { rows: 1, ..Limits::BATCH } } else { Limits::BATCH };
+        let limits = if one_by_one > 0 { Limits { rows: 1, ..limits } } else { limits };
         match step_once(core, permit, registered, up_to, limits).await {
             Ok(Stepped::Moved { .. }) if one_by_one > 1 => one_by_one -= 1,
             Ok(stepped) => return Ok(stepped),
+            Err(StepError::Store(error)) if error.is_outage() => {
+                return Err(ReplayError::rows(registered.id(), error.into()));
+            }
             Err(StepError::Store(error)) => return Err(error.into()),
             Err(StepError::Project { source, .. }) if source.is_retryable() => {}
             // Neither the projector nor an event is to be mended.
             Err(StepError::Project { source, .. }) if source.is_outage() => {
-                let (projector, version) = registered.id();
-                return Err(match source {
-                    ProjectError::Store(error) => error.into(),
-                    source => ReplayError::Rows { projector, version, source },
-                });
+                return Err(ReplayError::rows(registered.id(), source));
             }
             Err(StepError::Project { events, .. }) if events > 1 => one_by_one = events,
             Err(StepError::Project { first: (position, event_type), source, .. }) => {

@@ -80,13 +80,18 @@ impl Default for Pace {
     }
 }
 
-/// What a replay leaves to the live system.
+/// What a replay leaves to the live system: in its bulk, while it catches up, and where a verification folds the log. What merely
+/// follows the end of the log is not held back, nor is the feeding in an activation's pause.
+///
+/// A replay that pauses says so: [`ReplayPhase::Paused`](crate::ReplayPhase::Paused).
 #[derive(Debug, Clone, Default)]
 pub struct Throttle {
-    /// No more events a second than this, in the bulk.
+    /// No more events a second than this, at every moment: time that was lost to a pause is not made up for. Rows are then written in
+    /// small pieces as well, with breaks in between, so a replay that has many of them to write stays below it.
     pub events_per_sec: Option<u32>,
     /// Pause while the commit of a small write takes longer.
     pub commit_latency: Option<Duration>,
-    /// Pause while a standby lags further behind in replaying. Seen by roles that may read `pg_stat_replication`.
+    /// Pause while a standby lags further behind in replaying. That is seen by roles with `pg_read_all_stats` alone; where there is
+    /// no standby, or none that the role may see, the log has a warning and nothing pauses.
     pub replication_lag: Option<Duration>,
 }

@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
-use deadpool_postgres::Transaction;
+use deadpool_postgres::{Client, Pool, Timeouts, Transaction};
 use postgres_types::ToSql;
 
+use super::throttle::Breaths;
 use super::{ReplayError, permit};
 use crate::projector::{ProjectError, Registered};
+use crate::store::connect::{self, Untouched};
 use crate::store::{Store, StoreError};
 use crate::words::position::{Generation, Position};
 
@@ -20,6 +22,32 @@ pub(super) struct Place {
     /// Its checkpoint.
     pub(super) written: Position,
     pub(super) checkpoint: Checkpoint,
+}
+
+/// The connections that shards write on. What they ask for takes as long as it does, whatever limit the role has.
+#[derive(Debug, Clone)]
+pub(super) struct Writers {
+    pool: Pool,
+    /// How they are written on where the replay is held back.
+    pub(super) breaths: Option<Breaths>,
+}
+
+impl Writers {
+    pub(super) fn new(
+        store: &Store,
+        connections: usize,
+        breaths: Option<Breaths>,
+    ) -> Result<Self, StoreError> {
+        let config = connect::without_limit(&store.config);
+        Ok(Self { pool: connect::pool(&config, connections, Untouched::default())?, breaths })
+    }
+
+    /// A connection. Waits for as long as other shards need theirs.
+    pub(super) async fn client(&self) -> Result<Client, StoreError> {
+        let patiently =
+            Timeouts { wait: None, create: Some(connect::TIMEOUT), recycle: Some(connect::TIMEOUT) };
+        Ok(self.pool.timeout_get(&patiently).await?)
+    }
 }
 
 /// What is written together with the rows.
@@ -45,6 +73,8 @@ pub(super) enum Commits {
 pub(super) enum Stopped {
     /// It cannot project an event. What it had written before stays.
     Event { position: Position, event_type: String, source: ProjectError },
+    /// The server refuses the rows that are written up to a position, and took those of its checkpoint.
+    Refused { shard: i32, after: Position, up_to: Position, source: ProjectError },
     /// Anything else.
     Other(ReplayError),
 }
@@ -107,8 +137,19 @@ impl Place {
         self.store.query_one(tx, &self.store.sql.advance_checkpoint, &params).await.map(drop)
     }
 
+    /// Rows up to a position were not written.
+    pub(super) fn not_written(&self, up_to: Position, source: ProjectError) -> Stopped {
+        match (source, self.checkpoint) {
+            // It lost a race: nothing is wrong with the rows.
+            (ProjectError::Store(error), _) if error.is_retryable() => error.into(),
+            (source, Checkpoint::Kept { .. }) if !source.is_outage() => {
+                Stopped::Refused { shard: self.shard, after: self.written, up_to, source }
+            }
+            (source, _) => self.rows_error(source),
+        }
+    }
+
     pub(super) fn rows_error(&self, source: ProjectError) -> Stopped {
-        let (projector, version) = self.registered.id();
-        Stopped::Other(ReplayError::Rows { projector, version, source })
+        Stopped::Other(ReplayError::rows(self.registered.id(), source))
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::words::names::ProjectorName;
 use crate::words::position::Position;
 
-/// What a replay is at, in this order.
+/// What a replay is at, in this order, unless it pauses or cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -23,6 +23,10 @@ pub enum ReplayPhase {
     CatchingUp,
     /// It has caught up, and stays so.
     Following,
+    /// It has stopped for as long as the server is busy, by its [throttle](crate::Throttle); then it goes on with what it was at.
+    Paused,
+    /// It could not go on following. Others that are followed by the same call do; why it could not is told when they have ended.
+    Ended,
 }
 
 impl ReplayPhase {
@@ -34,6 +38,8 @@ impl ReplayPhase {
             Self::Indexing => "indexing",
             Self::CatchingUp => "catching up",
             Self::Following => "following",
+            Self::Paused => "paused",
+            Self::Ended => "ended",
         }
     }
 }

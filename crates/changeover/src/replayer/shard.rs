@@ -4,21 +4,31 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::{Pool, Transaction};
+use bytes::Bytes;
+use deadpool_postgres::Transaction;
 use futures_util::SinkExt;
 use tokio::sync::mpsc;
 
-use super::place::{Commits, Place, Stopped};
+use super::place::{Commits, Place, Stopped, Writers};
 use super::source::Stretch;
+use super::throttle::Breaths;
 use crate::projector::ProjectError;
-use crate::projector::parallel::{Shard, TableChanges};
-use crate::store::{Store, StoreError, read_committed};
+use crate::projector::parallel::{COPY_BEGIN, COPY_END, Shard, TableChanges};
+use crate::store::{Store, read_committed};
 use crate::words::position::Position;
+
+/// What is sent at once: rows in a statement, bytes in a message of `COPY`.
+const STATEMENT_ROWS: usize = 5_000;
+const COPY_BYTES: usize = 256 << 10;
+
+/// What is written between two breaths: rows in a statement, bytes in a `COPY`.
+const BREATH_ROWS: usize = 250;
+const BREATH_BYTES: usize = 32 << 10;
 
 /// A shard at work.
 pub(super) struct Worker {
     pub(super) at: Place,
-    pub(super) pool: Pool,
+    pub(super) writers: Writers,
     /// Which of the source's projectors this is.
     pub(super) projector: usize,
     pub(super) rows: Box<dyn Shard>,
@@ -82,7 +92,7 @@ impl Worker {
         if missing.is_empty() {
             return Ok(());
         }
-        let client = self.pool.get().await.map_err(StoreError::from)?;
+        let client = self.writers.client().await?;
         let mut loaded = Vec::with_capacity(missing.len());
         for (table, load) in &missing {
             loaded.push((*table, self.at.store.query(&client, load.sql, &load.params()).await?));
@@ -99,8 +109,8 @@ impl Worker {
         if self.folded <= self.at.written {
             return Ok(());
         }
-        let pool = self.pool.clone();
-        let mut client = pool.get().await.map_err(StoreError::from)?;
+        let writers = self.writers.clone();
+        let mut client = writers.client().await?;
         let tx = loop {
             let tx = read_committed(&mut client).await?;
             if self.at.admits(&tx, Commits::AsSet).await? {
@@ -108,11 +118,10 @@ impl Worker {
             }
             tx.rollback().await?;
         };
-        for changes in self.rows.changes() {
-            write_table(&self.at.store, &tx, changes).await.map_err(|error| match error {
-                ProjectError::Store(error) => error.into(),
-                source => self.at.rows_error(source),
-            })?;
+        let breaths = writers.breaths.as_ref();
+        for changes in self.rows.changes(breaths.map_or(STATEMENT_ROWS, |_| BREATH_ROWS)) {
+            let written = write_table(&self.at.store, &tx, changes, breaths).await;
+            written.map_err(|source| self.at.not_written(self.folded, source))?;
         }
         self.at.advance(&tx, self.folded).await?;
         tx.commit().await?;
@@ -126,16 +135,42 @@ async fn write_table(
     store: &Store,
     tx: &Transaction<'_>,
     changes: TableChanges<'_>,
+    breaths: Option<&Breaths>,
 ) -> Result<(), ProjectError> {
     if let Some(mut new) = changes.new {
-        let mut sink = pin!(tx.copy_in(changes.copy_in).await?);
-        while let Some(bytes) = new.next()? {
-            sink.feed(bytes).await?;
+        match breaths {
+            None => copy(tx, changes.copy_in, || new.next(COPY_BYTES)).await?,
+            Some(breaths) => {
+                while let Some(rows) = new.next(BREATH_BYTES)? {
+                    let mut rows = Some(rows);
+                    breaths.take(copy(tx, changes.copy_in, || Ok(rows.take()))).await?;
+                }
+            }
         }
-        sink.finish().await?;
     }
     for write in &changes.rest {
-        store.query(tx, write.sql, &write.params()).await?;
+        let params = write.params();
+        let writing = store.query(tx, write.sql, &params);
+        match breaths {
+            None => writing.await?,
+            Some(breaths) => breaths.take(writing).await?,
+        };
     }
+    Ok(())
+}
+
+/// Copies rows in, until none come any more.
+async fn copy(
+    tx: &Transaction<'_>,
+    copy_in: &str,
+    mut next: impl FnMut() -> Result<Option<Bytes>, ProjectError>,
+) -> Result<(), ProjectError> {
+    let mut sink = pin!(tx.copy_in(copy_in).await?);
+    sink.feed(Bytes::from_static(COPY_BEGIN)).await?;
+    while let Some(rows) = next()? {
+        sink.feed(rows).await?;
+    }
+    sink.feed(Bytes::from_static(COPY_END)).await?;
+    sink.finish().await?;
     Ok(())
 }

@@ -57,6 +57,8 @@ pub(super) struct Reading {
     pub(super) connections: usize,
     /// About how large a piece may get.
     pub(super) piece_bytes: usize,
+    /// How many events it may hold.
+    pub(super) piece_events: usize,
 }
 
 /// For whom.
@@ -189,7 +191,8 @@ async fn read(
     sender: &mpsc::Sender<Message>,
 ) -> Result<(), StoreError> {
     let reading = &shared.reading;
-    let client = reading.store.single().await?;
+    // It waits for whoever is to take what it reads.
+    let client = reading.store.patient().await?;
     let types: Vec<String> = shared.types.iter().map(|name| literal(name)).collect();
     let (schema, columns, types) = (&reading.store.schema, copied::COLUMNS, types.join(", "));
     let without: Vec<String> = reading.without.iter().map(ToString::to_string).collect();
@@ -215,7 +218,7 @@ async fn read(
                 tuples.push(tuple);
                 read += 1;
             }
-            if tuples.bytes.len() >= reading.piece_bytes {
+            if tuples.bytes.len() >= reading.piece_bytes || tuples.ends.len() >= reading.piece_events {
                 let full = std::mem::replace(&mut tuples, shared.tuples());
                 if !decode(shared, full, None, all, sender).await {
                     return Ok(());

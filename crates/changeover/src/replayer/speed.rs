@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::ReplayProgress;
+use super::{ReplayPhase, ReplayProgress};
 
 /// What the estimates look back on.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -22,6 +22,7 @@ const ENOUGH: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Default)]
 pub struct Speed {
     samples: VecDeque<Sample>,
+    phase: Option<ReplayPhase>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +48,11 @@ impl Speed {
     pub fn push(&mut self, progress: &ReplayProgress) {
         let sample =
             Sample { at: progress.elapsed, events: progress.events, lag_events: progress.lag_events() };
+        // One phase says nothing of the next; a pause is part of the one that it interrupts.
+        if progress.phase != ReplayPhase::Paused && self.phase.replace(progress.phase) != Some(progress.phase)
+        {
+            self.samples.clear();
+        }
         // Another replay of the same projector counts from the beginning.
         if self.samples.back().is_some_and(|last| last.at > sample.at || last.events > sample.events) {
             self.samples.clear();
@@ -87,7 +93,6 @@ impl Speed {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ReplayPhase;
     use super::*;
     use crate::words::position::Position;
 

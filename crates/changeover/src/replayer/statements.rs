@@ -8,15 +8,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deadpool_postgres::{Client, Pool, Timeouts};
+use deadpool_postgres::Client;
 use tokio::sync::mpsc;
 use tokio_postgres::error::SqlState;
 
-use super::place::{Commits, Place, Stopped};
+use super::place::{Commits, Place, Stopped, Writers};
 use super::source::{Part, Stretch};
 use crate::projector::ProjectError;
 use crate::projector::split::Statements;
-use crate::store::{Path, StoreError, connect, read_committed};
+use crate::store::{Path, StoreError, read_committed};
 use crate::words::position::Position;
 
 /// Events in one transaction, at most.
@@ -24,7 +24,7 @@ const AT_ONCE: usize = 1_000;
 
 /// A shard at work.
 pub(super) struct Running {
-    pub(super) pool: Pool,
+    pub(super) writers: Writers,
     /// Which of the source's projectors this is.
     pub(super) projector: usize,
     pub(super) statements: Box<dyn Statements>,
@@ -76,7 +76,7 @@ impl Running {
         if self.seen <= self.at.written {
             return Ok(());
         }
-        let mut client = self.client().await?;
+        let mut client = self.writers.client().await?;
         match self.write(&mut client, None, self.seen).await {
             Ok(()) => Ok(()),
             Err(Failed::Project(source)) => Err(self.at.rows_error(source)),
@@ -88,7 +88,7 @@ impl Running {
     /// that the one at fault is named.
     async fn take(&mut self, part: &Part, events: Range<usize>) -> Result<(), Stopped> {
         let evenly = events.len().div_ceil(events.len().div_ceil(AT_ONCE));
-        let mut client = self.client().await?;
+        let mut client = self.writers.client().await?;
         let (mut one_by_one, mut lost) = (0, false);
         let mut next = events.start;
         while next < events.end {
@@ -163,19 +163,10 @@ impl Running {
         Ok(())
     }
 
-    /// A connection. Waits for as long as other shards need theirs.
-    async fn client(&self) -> Result<Client, Stopped> {
-        Ok(self.pool.timeout_get(&patiently()).await.map_err(StoreError::from)?)
-    }
-
-    async fn another(&self, client: Client) -> Result<Client, Stopped> {
+    async fn another(&self, client: Client) -> Result<Client, StoreError> {
         drop(client);
-        self.client().await
+        self.writers.client().await
     }
-}
-
-fn patiently() -> Timeouts {
-    Timeouts { wait: None, create: Some(connect::TIMEOUT), recycle: Some(connect::TIMEOUT) }
 }
 
 /// Whether it was the connection that failed, and not the projector.

@@ -77,6 +77,15 @@ pub(crate) fn pool(config: &Config, size: usize, untouched: Untouched) -> Result
         .map_err(|error| StoreError::Pool(error.to_string()))
 }
 
+/// The same, without the limit that role or database set for their usual statements: some of ours take as long as they do. Not for
+/// poolers, which refuse such settings.
+pub(crate) fn without_limit(config: &Config) -> Config {
+    let mut patient = config.clone();
+    let options = config.get_options().map_or_else(String::new, |options| format!("{options} "));
+    patient.options(format!("{options}-c statement_timeout=0"));
+    patient
+}
+
 /// One connection of its own.
 pub(crate) async fn single(config: &Config) -> Result<Client, StoreError> {
     let (client, connection) = tokio::time::timeout(TIMEOUT, config.connect(NoTls))

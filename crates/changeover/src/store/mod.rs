@@ -313,6 +313,14 @@ impl Store {
         Ok(connect::pool(&self.config, 1, Untouched::default())?.get().await?)
     }
 
+    /// A connection of its own whose statements may take as long as they do; behind a pooler, as long as it lets them.
+    pub(crate) async fn patient(&self) -> Result<tokio_postgres::Client, StoreError> {
+        match self.path {
+            Path::Direct => connect::single(&connect::without_limit(&self.config)).await,
+            Path::Pooled => self.single().await,
+        }
+    }
+
     /// The channel on which processes hear of each other.
     pub(crate) fn channel(&self) -> String {
         format!("changeover_{}", self.schema)

@@ -297,7 +297,7 @@ pub(crate) async fn verify(
     let live = Live { store, subject: &subject, patience: options.patience, client: store.single().await? };
     // Before anything is made: there may be nothing to compare.
     let first = live.snapshot(None).await?;
-    let mut scratch = Scratch::make(core, subject.registered).await?;
+    let mut scratch = Scratch::make(core, subject.registered, &options.pace).await?;
     let shown = Shown::begin(core, Purpose::Verify, std::slice::from_ref(&scratch.registered), None).await;
     let report = |progress: VerifyProgress| {
         if let VerifyProgress::Folding(progress) = &progress {

@@ -20,6 +20,7 @@ use crate::objects;
 use crate::projector::configuration::Indexes;
 use crate::projector::{ProjectError, Registered};
 use crate::replayer::claims;
+use crate::replayer::throttle::Throttled;
 use crate::replayer::{Pace, ReplayError, ReplayPhase, ReplayProgress, fold_afresh};
 use crate::step;
 use crate::store::connect::{self, Untouched};
@@ -42,6 +43,7 @@ pub(super) struct Scratch<'c> {
     pub(super) events: u64,
     /// Events that are not to be folded.
     pub(super) skipped: Vec<Position>,
+    throttled: Throttled,
     started: Instant,
 }
 
@@ -53,8 +55,13 @@ const AT_ONCE: usize = 1_000;
 
 impl<'c> Scratch<'c> {
     /// Drops what others have left behind, and makes new tables.
-    pub(super) async fn make(core: &'c Core, registered: &Registered) -> Result<Self, VerifyError> {
+    pub(super) async fn make(
+        core: &'c Core,
+        registered: &Registered,
+        pace: &Pace,
+    ) -> Result<Self, VerifyError> {
         let store = &core.store;
+        let throttled = Throttled::new(store, &pace.throttle).await?;
         let claim = store.single().await?;
         sweep(store, &claim).await?;
         execute(&claim, "BEGIN ISOLATION LEVEL READ COMMITTED").await?;
@@ -96,6 +103,7 @@ impl<'c> Scratch<'c> {
             position: Position::START,
             events: 0,
             skipped: Vec::new(),
+            throttled,
             started: Instant::now(),
         };
         if !scratch.registered.projector.needs_transaction() {
@@ -127,7 +135,9 @@ impl<'c> Scratch<'c> {
         let far = to.get() - self.position.get() > pace.parallel_above_events;
         if far && self.position == Position::START && self.core.store.path == Path::Direct {
             let report = |progress: &ReplayProgress| on_progress(VerifyProgress::Folding(progress.clone()));
-            self.events = fold_afresh(self.core, &self.registered, to, &self.skipped, pace, &report).await?;
+            let (skipped, throttled) = (&self.skipped, &mut self.throttled);
+            self.events =
+                fold_afresh(self.core, &self.registered, to, skipped, pace, throttled, &report).await?;
             self.position = to;
         }
         self.advance(to, on_progress).await?;
@@ -146,8 +156,25 @@ impl<'c> Scratch<'c> {
         if to < self.position {
             return Err(VerifyError::WentBack { projector, version });
         }
-        let mut limits = Limits::BATCH;
+        let mut limits = Limits::BATCH.of_rows(self.throttled.throttle().at_once());
+        let progress = |phase, position, events, elapsed| {
+            let (projector, version) = (projector.clone(), version.clone());
+            let indexing = None;
+            on_progress(VerifyProgress::Folding(ReplayProgress {
+                projector,
+                version,
+                position,
+                phase,
+                horizon: to,
+                events,
+                indexing,
+                elapsed,
+            }));
+        };
         while self.position < to {
+            while self.throttled.pauses().await? {
+                progress(ReplayPhase::Paused, self.position, self.events, self.started.elapsed());
+            }
             let mut client = self.pool.get().await.map_err(StoreError::from)?;
             let tx = self.begin(&mut client).await?;
             let types = Some(&self.registered.event_types[..]);
@@ -167,16 +194,8 @@ impl<'c> Scratch<'c> {
             tx.commit().await.map_err(StoreError::from)?;
             self.position = reached;
             self.events += events.len() as u64;
-            on_progress(VerifyProgress::Folding(ReplayProgress {
-                projector: projector.clone(),
-                version: version.clone(),
-                position: reached,
-                phase: ReplayPhase::CatchingUp,
-                horizon: to,
-                events: self.events,
-                indexing: None,
-                elapsed: self.started.elapsed(),
-            }));
+            progress(ReplayPhase::CatchingUp, reached, self.events, self.started.elapsed());
+            self.throttled.wait(events.len() as u64).await;
         }
         Ok(())
     }
