@@ -65,7 +65,23 @@ pub(crate) async fn step(
     up_to: UpTo,
     limits: Limits,
 ) -> Result<Stepped, StepError> {
-    let admission = match admission::enter(store, &tx, permit, registered).await? {
+    let stepped = take(store, &tx, permit, registered, up_to, limits).await?;
+    if matches!(stepped, Stepped::Moved { .. }) {
+        tx.commit().await.map_err(StoreError::from)?;
+    }
+    Ok(stepped)
+}
+
+/// Takes a step in a transaction that its caller commits, perhaps with something else in it.
+pub(crate) async fn take(
+    store: &Store,
+    tx: &Transaction<'_>,
+    permit: Permit,
+    registered: &Registered,
+    up_to: UpTo,
+    limits: Limits,
+) -> Result<Stepped, StepError> {
+    let admission = match admission::enter(store, tx, permit, registered).await? {
         Entered::Admitted(admission) => admission,
         Entered::Busy => return Ok(Stepped::Busy),
         Entered::Inline => return Ok(Stepped::Inline),
@@ -74,7 +90,7 @@ pub(crate) async fn step(
     };
     let horizon = match up_to {
         UpTo::Exactly(position) => position,
-        UpTo::Horizon => horizon::look(store, &tx).await?.horizon,
+        UpTo::Horizon => horizon::look(store, tx).await?.horizon,
     };
     if admission.position >= horizon {
         return Ok(Stepped::Nothing { horizon });
@@ -82,7 +98,6 @@ pub(crate) async fn step(
     let projected = project(store, admission, registered, horizon, limits).await?;
     let stepped = Stepped::Moved { events: projected.events, to: projected.to, horizon };
     checkpoint(store, registered, projected).await?;
-    tx.commit().await.map_err(StoreError::from)?;
     Ok(stepped)
 }
 

@@ -225,21 +225,27 @@ pub(crate) async fn step_or_name(
         match step_once(core, permit, registered, up_to, limits).await {
             Ok(Stepped::Moved { .. }) if one_by_one > 1 => one_by_one -= 1,
             Ok(stepped) => return Ok(stepped),
-            Err(StepError::Store(error)) => return Err(error.into()),
             Err(StepError::Project { source, .. }) if source.is_retryable() => {}
-            // Neither the projector nor an event is to be mended.
-            Err(StepError::Project { source, .. }) if source.is_outage() => {
-                let (projector, version) = registered.id();
-                return Err(match source {
-                    ProjectError::Store(error) => error.into(),
-                    source => ReplayError::Rows { projector, version, source },
-                });
+            Err(StepError::Project { source, events, .. }) if events > 1 && !source.is_outage() => {
+                one_by_one = events;
             }
-            Err(StepError::Project { events, .. }) if events > 1 => one_by_one = events,
-            Err(StepError::Project { first: (position, event_type), source, .. }) => {
-                let (projector, version) = registered.id();
-                return Err(ReplayError::Projector { projector, version, position, event_type, source });
-            }
+            Err(error) => return Err(failed(registered, error)),
+        }
+    }
+}
+
+/// Why a step failed whose batch held one event at most, or whose failure is no event's fault.
+pub(crate) fn failed(registered: &Registered, error: StepError) -> ReplayError {
+    let (projector, version) = registered.id();
+    match error {
+        StepError::Store(error) => error.into(),
+        // Neither the projector nor an event is to be mended.
+        StepError::Project { source, .. } if source.is_outage() => match source {
+            ProjectError::Store(error) => error.into(),
+            source => ReplayError::Rows { projector, version, source },
+        },
+        StepError::Project { first: (position, event_type), source, .. } => {
+            ReplayError::Projector { projector, version, position, event_type, source }
         }
     }
 }
