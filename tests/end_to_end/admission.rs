@@ -7,28 +7,27 @@ use changeover::semver::Version;
 use changeover::tokio_postgres::{Client, IsolationLevel};
 use changeover::{
     AppendError, Changeover, Configuration, ConnectError, Delivery, Expected, Fold, FoldProjector, Obstacle,
-    ReadyState, Recorded, Refused, Row, StreamName, WaitError, WhenNothingIsActive,
+    ReadyState, Recorded, Refused, Row, StreamName, WhenNothingIsActive,
 };
 use changeover_testkit::{Database, Proxy, eventually};
 use serde::Deserialize;
 
 use crate::orders::{
-    InlineOrders1, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, Totals, instance, place,
-    placed, stream,
+    InlineOrders1, OrderEvent, Orders1, Orders1Minor, Orders1Patched, Orders2, instance, place, placed,
+    stream,
 };
-use crate::publisher::append_by_hand;
 use crate::releases::{SOON, hasty};
 
-const LEVELS: [IsolationLevel; 3] =
+pub(crate) const LEVELS: [IsolationLevel; 3] =
     [IsolationLevel::ReadCommitted, IsolationLevel::RepeatableRead, IsolationLevel::Serializable];
 
-fn orders1() -> Configuration {
+pub(crate) fn orders1() -> Configuration {
     Configuration::new().fold(Orders1).unwrap()
 }
 
 /// Puts the states there by hand: each a projector, a version, a state, and `switching` if an activation is at it. Then a
 /// generation that was never used, as whoever changes the states does.
-async fn set_states(client: &Client, states: &[&str]) {
+pub(crate) async fn set_states(client: &Client, states: &[&str]) {
     let mut sql = "BEGIN; DELETE FROM changeover.projector_states; DELETE FROM changeover.activations;
         INSERT INTO changeover.activations (token, requested_by, from_configuration, to_configuration, activating_at, deadline)
         VALUES (gen_random_uuid(), 'test', '{}', '{}', now(), now() + interval '1 hour');"
@@ -53,7 +52,7 @@ async fn set_states(client: &Client, states: &[&str]) {
 }
 
 /// An append in words: done, or the refusal's name.
-fn outcome(appended: Result<changeover::Appended, AppendError>) -> &'static str {
+pub(crate) fn outcome(appended: Result<changeover::Appended, AppendError>) -> &'static str {
     match appended {
         Ok(_) => "done",
         Err(AppendError::Refused(refused)) => refused.name(),
@@ -61,116 +60,8 @@ fn outcome(appended: Result<changeover::Appended, AppendError>) -> &'static str 
     }
 }
 
-async fn append(changeover: &Changeover) -> &'static str {
+pub(crate) async fn append(changeover: &Changeover) -> &'static str {
     outcome(changeover.append(&stream("s"), Expected::Any, &[placed("Ada")]).await)
-}
-
-#[tokio::test]
-async fn every_row_of_the_table_holds_for_appends_alone_and_in_every_isolation_level() {
-    let database = Database::fresh().await;
-    let configuration = orders1().sql(Totals).unwrap();
-    let builder = Changeover::builder(database.config()).configuration(configuration);
-    builder.migrate().await.unwrap();
-    let changeover = builder.activation_wait(Duration::ZERO).connect().await.unwrap();
-    let admin = database.client().await;
-    let check = async |states: &[&str], expected: &str, ready: ReadyState| {
-        for level in LEVELS {
-            for seen_before in [false, true] {
-                set_states(&admin, &["orders 1.0.0 active", "totals 1.0.0 active"]).await;
-                assert_eq!(append(&changeover).await, "done");
-                // The snapshot is from before the states changed, and so is the decision, unless another append saw it.
-                let mut client = changeover.pool().get().await.unwrap();
-                let tx = client.build_transaction().isolation_level(level).start().await.unwrap();
-                tx.query("SELECT * FROM changeover.projector_states", &[]).await.unwrap();
-                set_states(&admin, states).await;
-                if seen_before {
-                    assert_eq!(append(&changeover).await, expected, "alone, {states:?}");
-                    assert_eq!(changeover.readiness().state, ready, "{states:?}");
-                }
-                let name = stream(&format!("in {level:?} {seen_before} {states:?}"));
-                let appended = changeover.append_in(&tx, &name, Expected::NoStream, &[placed("Ada")]).await;
-                assert_eq!(outcome(appended), expected, "{level:?}, {states:?}");
-                // A refusal leaves nothing behind that would hold up an activation, and the transaction can go on.
-                if expected != "done" {
-                    assert!(changeover.status().await.unwrap().in_flight.is_empty(), "{states:?}");
-                }
-                tx.query("SELECT 1", &[]).await.unwrap();
-                tx.commit().await.unwrap();
-                let sql = "SELECT count(*) FROM changeover.events WHERE stream = $1";
-                let written: i64 = admin.query_one(sql, &[&name.as_str()]).await.unwrap().get(0);
-                assert_eq!(written, i64::from(expected == "done"), "{level:?}, {states:?}");
-            }
-        }
-    };
-    let with_totals = |orders| [orders, "totals 1.0.0 active"];
-    let (active, waiting) = (ReadyState::Active, ReadyState::Waiting);
-    check(&[], "done", active).await;
-    check(&with_totals("orders 1.0.0 active"), "done", active).await;
-    check(&with_totals("orders 1.0.1 active"), "done", active).await;
-    check(&["orders 1.0.0 active", "totals 1.0.0 active", "orders 2.0.0 replaying"], "done", active).await;
-    check(&["orders 1.0.0 active", "totals 1.0.0 active", "gone 2.0.0 retired"], "done", active).await;
-    check(&["orders 1.0.0 active", "totals 1.0.0 active", "new 2.0.0 replaying"], "done", active).await;
-    check(&with_totals("orders 1.1.0 active"), "NewerProjectorIsActive", ReadyState::Retired).await;
-    check(&with_totals("orders 2.0.0 active"), "NewerProjectorIsActive", ReadyState::Retired).await;
-    check(&with_totals("orders 0.9.0 active"), "OlderProjectorIsActive", waiting).await;
-    check(&["orders 1.0.0 active", "totals 0.9.9 active"], "OlderProjectorIsActive", waiting).await;
-    let unknown = "UnknownProjectorIsActive";
-    check(&["orders 1.0.0 active", "other 1.0.0 active"], unknown, ReadyState::Unknown).await;
-    check(&["orders 1.0.0 active", "other 1.0.0 activating"], unknown, ReadyState::Unknown).await;
-    let activating = "ProjectorIsActivating";
-    check(&["orders 1.0.0 active", "orders 2.0.0 activating"], activating, ReadyState::Activating).await;
-    check(&with_totals("orders 1.0.0 active switching"), activating, ReadyState::Activating).await;
-    check(&with_totals("orders 1.0.0 activating"), activating, ReadyState::Activating).await;
-    // No version active: not fed, and no reason to refuse what concerns the others.
-    check(&["totals 1.0.0 active"], "done", waiting).await;
-    check(&with_totals("orders 1.0.0 replaying"), "done", waiting).await;
-    check(&with_totals("orders 1.0.0 retired"), "done", waiting).await;
-    check(&with_totals("orders 2.0.0 replaying"), "done", waiting).await;
-}
-
-#[tokio::test]
-async fn every_row_of_the_table_holds_for_publishing() {
-    let database = Database::fresh().await;
-    let changeover = instance(&database, orders1()).await;
-    let admin = database.client().await;
-    let orders = "orders".parse().unwrap();
-    let running = changeover.start();
-    place(&changeover, "first", 1).await;
-    let reached = async |limit: Duration| {
-        let last = append_by_hand(&admin, r#"{"customer": "Ada"}"#).await;
-        match changeover.wait_for(&orders, last, limit).await {
-            Ok(()) => true,
-            Err(WaitError::Timeout { .. }) => false,
-            Err(error) => panic!("{error}"),
-        }
-    };
-    let check = async |states: &[&str], ready: ReadyState, fed: bool| {
-        set_states(&admin, states).await;
-        let mut readiness = changeover.watch_readiness();
-        tokio::time::timeout(SOON, readiness.wait_for(|readiness| readiness.state == ready))
-            .await
-            .unwrap()
-            .unwrap();
-        let limit = if fed { SOON } else { Duration::from_millis(150) };
-        assert_eq!(reached(limit).await, fed, "{states:?}");
-        // What was left lying is projected as soon as the states allow it.
-        set_states(&admin, &["orders 1.0.0 active"]).await;
-        assert!(reached(SOON).await, "after {states:?}");
-    };
-    check(&["orders 1.0.2 active"], ReadyState::Active, true).await;
-    check(&["orders 1.1.0 active"], ReadyState::Retired, false).await;
-    check(&["orders 2.0.0 active"], ReadyState::Retired, false).await;
-    check(&["orders 0.1.0 active"], ReadyState::Waiting, false).await;
-    check(&["orders 1.0.0 active", "other 1.0.0 active"], ReadyState::Unknown, false).await;
-    check(&["orders 1.0.0 active", "orders 2.0.0 activating"], ReadyState::Activating, false).await;
-    check(&["orders 1.0.0 active switching"], ReadyState::Activating, false).await;
-    check(&["orders 1.0.0 replaying"], ReadyState::Waiting, false).await;
-    check(&["orders 1.0.0 retired"], ReadyState::Waiting, false).await;
-    check(&["other 1.0.0 replaying"], ReadyState::Waiting, false).await;
-    running.stop().await;
-    let sql = "SELECT (SELECT count(*) FROM orders_v1.orders), (SELECT count(*) FROM changeover.events WHERE type = 'Placed')";
-    let row = admin.query_one(sql, &[]).await.unwrap();
-    assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1));
 }
 
 #[tokio::test]

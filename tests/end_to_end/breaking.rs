@@ -345,6 +345,52 @@ async fn a_transaction_that_was_left_open_is_named_and_nothing_changes() {
     assert_eq!(wrong_rows(&client, "orders_v2").await, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_does_not_end_is_named_and_nothing_changes() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let (old, new) = two_releases(&database, "").await;
+    let mut config = database.config();
+    config.application_name("publishing");
+    let builder = Changeover::builder(config).configuration(release("1.0.0"));
+    let publishing = builder.connect().await.unwrap();
+    // It can read its rows and not write them.
+    let holder = database.client().await;
+    holder.batch_execute("BEGIN; LOCK TABLE orders_v1.orders IN SHARE MODE").await.unwrap();
+    let running = publishing.start();
+    let waiting = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'orders_v1.orders'::regclass
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    eventually(SOON, || async { client.query(waiting, &[]).await.unwrap().len() == 1 }).await;
+    let pid: i32 = client.query_one(waiting, &[]).await.unwrap().get(0);
+    for (pause_limit, paused) in [(LONG_PAUSE, true), (Duration::from_millis(20), false)] {
+        let (seen, error) = Held::at("", &new, blocked(pause_limit)).failed().await;
+        assert_eq!(seen.contains("paused"), paused, "{seen:?}");
+        let ActivateError::Blocked { blockers, after } = &error else { panic!("{error:?}") };
+        let [blocker] = &blockers[..] else { panic!("{blockers:?}") };
+        assert_eq!((blocker.pid, blocker.application_name.as_deref()), (Some(pid), Some("publishing")));
+        assert_eq!((blocker.holds, blocker.doing.as_str()), (Holds::Presence, "active"));
+        assert!(
+            blocker.age_secs.unwrap() > 0.01 && *after >= pause_limit.mul_f64(0.8),
+            "{blocker:?} {after:?}"
+        );
+        let said = error.to_string();
+        for part in
+            [&format!("pid {pid} (publishing) holds a batch being published for"), "active", "end them"]
+        {
+            assert!(said.contains(part), "{said}");
+        }
+        assert_eq!(active(&client).await, "orders 1.0.0");
+        assert_eq!(newest_outcome(&client).await.unwrap(), "failed");
+        place(&old, &format!("meanwhile-{}", pause_limit.as_millis()), 1).await;
+    }
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    old.wait_for(&"orders".parse().unwrap(), old.horizon().await.unwrap(), SOON).await.unwrap();
+    assert_eq!(wrong_rows(&client, "orders_v1").await, 0);
+    let _ = new.activate(&hasty(), &|_| {}).await.unwrap();
+    assert_eq!(wrong_rows(&client, "orders_v2").await, 0);
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_process_that_freezes_while_it_registers_holds_up_the_others_for_seconds_only() {
     let database = Database::fresh().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use changeover::{
-    AppendError, Changeover, ConnectError, Expected, MigrateError, ReadyState, Refused, WaitError,
+    AppendError, Changeover, ConnectError, Expected, MigrateError, ReadyState, Refused, SchemaName, WaitError,
 };
 use changeover_testkit::{Database, eventually};
 use tokio::task::JoinSet;
@@ -291,4 +291,34 @@ async fn a_migrator_that_dies_leaves_no_lock_behind() {
     let instance = builder(&database).connect().await.unwrap();
     crate::orders::place(&instance, "order", 1).await;
     assert_eq!(active(&database.client().await).await, "orders 1.0.0");
+}
+
+/// A schema's name stands in SQL without quotes. Whichever words this server reserves are refused before that.
+#[tokio::test]
+async fn a_schema_is_named_by_any_word_that_sql_does_not_reserve() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    let sql = "SELECT word, catcode IN ('R', 'T') AS reserved FROM pg_get_keywords() ORDER BY word";
+    let mut usable = Vec::new();
+    for row in client.query(sql, &[]).await.unwrap() {
+        let (word, reserved): (&str, bool) = (row.get("word"), row.get("reserved"));
+        let named = word.parse::<SchemaName>();
+        assert_eq!(named.is_err(), reserved, "{word}");
+        usable.extend(named.ok());
+    }
+    for name in &usable {
+        let sql = format!(
+            "CREATE SCHEMA {name}; CREATE TABLE {name}.t (a integer); INSERT INTO {name}.t AS t VALUES (1);
+             UPDATE {name}.t SET a = 2; SELECT t.a FROM {name}.t t JOIN LATERAL (SELECT FROM {name}.t) u ON true;
+             SELECT '{name}.t'::regclass; DROP TABLE {name}.t; DROP SCHEMA {name}"
+        );
+        client.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    }
+    // Reserved by some dialects of SQL, and not by this one.
+    let builder = builder(&database).schema("values".parse().unwrap());
+    builder.migrate().await.unwrap();
+    let changeover = builder.connect().await.unwrap();
+    changeover.append(&stream("s"), Expected::NoStream, &[placed("Ada")]).await.unwrap();
+    let sql = "SELECT count(*) FROM values.events";
+    assert_eq!(client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 1);
 }

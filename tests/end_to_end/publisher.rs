@@ -172,19 +172,48 @@ async fn another_process_is_heard_by_notification_alone_and_by_the_timer_alone()
     }
 }
 
+/// The channel on which processes hear of each other, listened to.
+struct Channel {
+    listening: Client,
+    hearing: tokio::sync::mpsc::UnboundedReceiver<String>,
+}
+
+impl Channel {
+    async fn of(database: &Database) -> Self {
+        let (listening, mut connection) = database.config().connect(NoTls).await.unwrap();
+        let (heard, hearing) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                if let AsyncMessage::Notification(notification) = message {
+                    let _ = heard.send(notification.payload().to_owned());
+                }
+            }
+        });
+        listening.batch_execute("LISTEN changeover_changeover").await.unwrap();
+        Self { listening, hearing }
+    }
+
+    async fn next(&mut self) -> String {
+        tokio::time::timeout(SOON, self.hearing.recv()).await.unwrap().unwrap()
+    }
+
+    /// What was said and not heard yet. What is sent now comes after all that was sent before.
+    async fn all_so_far(&mut self) -> Vec<String> {
+        self.listening.batch_execute("NOTIFY changeover_changeover, 'end'").await.unwrap();
+        let mut heard = Vec::new();
+        loop {
+            match self.next().await {
+                end if end == "end" => return heard,
+                said => heard.push(said),
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn appends_are_announced_to_other_processes_if_the_signals_say_so() {
     let database = Database::fresh().await;
-    let (listening, mut connection) = database.config().connect(NoTls).await.unwrap();
-    let (heard, mut hearing) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-            if let AsyncMessage::Notification(notification) = message {
-                let _ = heard.send(notification.payload().to_owned());
-            }
-        }
-    });
-    listening.batch_execute("LISTEN changeover_changeover").await.unwrap();
+    let mut channel = Channel::of(&database).await;
     for notify in [None, Some(Duration::from_millis(1))] {
         let signals = Signals { notify, ..Signals::default() };
         let changeover = publishing(&database, entries(), signals).await;
@@ -192,18 +221,45 @@ async fn appends_are_announced_to_other_processes_if_the_signals_say_so() {
         let last = append(&changeover, "Ada").await;
         changeover.wait_for(&name("entries"), last, SOON).await.unwrap();
         if notify.is_some() {
-            let payload = tokio::time::timeout(SOON, hearing.recv()).await.unwrap().unwrap();
-            assert_eq!(payload, "appended");
+            assert_eq!(channel.next().await, "appended");
         }
         running.stop().await;
-        // What is sent now comes after all that was sent before.
-        listening.batch_execute("NOTIFY changeover_changeover, 'end'").await.unwrap();
-        let mut others = 0;
-        while hearing.recv().await.unwrap() != "end" {
-            others += 1;
-        }
-        assert!(notify.is_some() || others == 0, "{others} announcements");
+        let others = channel.all_so_far().await;
+        assert!(notify.is_some() || others.is_empty(), "{others:?}");
     }
+}
+
+#[tokio::test]
+async fn appends_are_announced_at_most_once_an_interval() {
+    let database = Database::fresh().await;
+    let mut channel = Channel::of(&database).await;
+    let interval = Duration::from_millis(300);
+    let signals = Signals { notify: Some(interval), ..Signals::default() };
+    let changeover = publishing(&database, entries(), signals).await;
+    let running = changeover.start();
+    let started = Instant::now();
+    for _ in 0..50 {
+        append(&changeover, "Ada").await;
+    }
+    assert_eq!(channel.next().await, "appended");
+    running.stop().await;
+    let most = started.elapsed().div_duration_f64(interval).ceil() + 1.0;
+    let heard = 1 + u32::try_from(channel.all_so_far().await.len()).unwrap();
+    assert!(f64::from(heard) <= most, "{heard} announcements, {most} at most");
+}
+
+/// Inside the append's transaction an announcement would serialize the commits of the whole server.
+#[tokio::test]
+async fn an_append_itself_announces_nothing() {
+    let database = Database::fresh().await;
+    let mut channel = Channel::of(&database).await;
+    let not_started = publishing(&database, entries(), Signals::default()).await;
+    append(&not_started, "alone").await;
+    let mut client = not_started.pool().get().await.unwrap();
+    let tx = client.transaction().await.unwrap();
+    not_started.append_in(&tx, &stream("s"), Expected::Any, &[placed("Ada")]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(channel.all_so_far().await, Vec::<String>::new());
 }
 
 #[tokio::test]

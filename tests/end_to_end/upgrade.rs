@@ -1,6 +1,11 @@
 //! The main job: version N and N+1 side by side, and the switch between them.
 
-use changeover::{AppendError, Configuration, Expected, ReadyState, Refused};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use changeover::{
+    ActivationProgress, AppendError, Changeover, Configuration, Expected, ReadyState, Refused, Signals,
+};
 use changeover_testkit::{Database, eventually};
 
 use crate::orders::{
@@ -57,4 +62,48 @@ async fn an_inline_projector_is_switched_with_its_tail() {
     assert_eq!((rows.get::<_, i64>(0), rows.get::<_, i64>(1)), (21, 63));
     let rows = client.query_one("SELECT count(*), sum(items) FROM orders_v1.orders", &[]).await.unwrap();
     assert_eq!((rows.get::<_, i64>(0), rows.get::<_, i64>(1)), (20, 60));
+}
+
+/// By what is announced, and by looking. The pause is well over when the time begins to be taken, but for the switch.
+#[tokio::test]
+async fn an_instance_knows_within_milliseconds_of_a_switch_that_it_has_retired() {
+    for notify in [Signals::default().notify, None] {
+        let database = Database::fresh().await;
+        let of = async |configuration: Configuration| {
+            let builder = Changeover::builder(database.config())
+                .configuration(configuration)
+                .signals(Signals { notify, ..Signals::default() });
+            builder.migrate().await.unwrap();
+            builder.connect().await.unwrap()
+        };
+        let old = of(Configuration::new().fold(Orders1).unwrap()).await;
+        place(&old, "order", 3).await;
+        let new = of(Configuration::new().fold(Orders2).unwrap()).await;
+        let running = old.start();
+        let mut fewest = Duration::MAX;
+        for turn in 0..5 {
+            eventually(SOON, || async { old.readiness().state == ReadyState::Active }).await;
+            let mut readiness = old.watch_readiness();
+            let retired = tokio::spawn(async move {
+                readiness.wait_for(|readiness| readiness.state == ReadyState::Retired).await.unwrap();
+                Instant::now()
+            });
+            let drained = Mutex::new(None);
+            let on_progress = |progress: ActivationProgress| {
+                if let ActivationProgress::Drained { .. } = progress {
+                    *drained.lock().unwrap() = Some(Instant::now());
+                }
+            };
+            let _ = new.activate(&hasty(), &on_progress).await.unwrap();
+            let retired = tokio::time::timeout(SOON, retired).await.unwrap().unwrap();
+            let drained = drained.lock().unwrap().expect("there was no pause");
+            fewest = fewest.min(retired - drained);
+            if turn < 4 {
+                let _ = old.activate(&hasty(), &|_| {}).await.unwrap();
+            }
+        }
+        // The machine may stand still in one of them, but hardly in all.
+        assert!(fewest < Duration::from_millis(100), "{fewest:?}, announced: {notify:?}");
+        running.stop().await;
+    }
 }

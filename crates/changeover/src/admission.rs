@@ -18,7 +18,7 @@ pub(crate) struct Permit {
     pub(crate) attempt: Option<i32>,
 }
 
-/// The one shard that every checkpoint has so far.
+/// The tables as a whole. Shards of a parallel replay have numbers above it, until they have met.
 pub(crate) const SHARD: i32 = 0;
 
 /// How long a batch may sit in its transaction without a statement. Whoever stops there, frozen or cut off, holds up an

@@ -75,6 +75,13 @@ impl<'c> Begun<'c> {
         })
     }
 
+    fn in_hand(&self) -> Option<&Transaction<'c>> {
+        match self {
+            Self::Open(_) => None,
+            Self::InHand(tx) => Some(tx),
+        }
+    }
+
     fn statements(&self) -> On<'_> {
         match self {
             Self::Open(open) => open.statements(),
@@ -114,20 +121,46 @@ async fn step_on(
 ) -> Result<Stepped, StepError> {
     let begun = Begun::on(client, registered).await?;
     let (entered, horizon) = enter(store, &begun, permit, registered, up_to).await?;
-    let admission = match entered {
-        Entered::Admitted(admission) => admission,
-        Entered::Busy => return Ok(Stepped::Busy),
-        Entered::Inline => return Ok(Stepped::Inline),
-        Entered::Stalled(error) => return Ok(Stepped::Stalled(error)),
-        Entered::Stale(seen) => return Ok(Stepped::Stale(seen)),
+    let admission = match admitted(entered, horizon) {
+        Ok(admission) => admission,
+        Err(stepped) => return Ok(stepped),
     };
-    if admission.position >= horizon {
-        return Ok(Stepped::Nothing { horizon });
+    let projected = project(store, begun.in_hand(), admission, registered, horizon, limits).await?;
+    let stepped = projected.stepped(horizon);
+    let write = projected.made_ready(store, begun.statements()).await?;
+    match begun {
+        Begun::Open(open) => {
+            let on = open.statements();
+            open.commit(checkpoint(on, registered, &projected, &write)).await?;
+        }
+        Begun::InHand(tx) => {
+            checkpoint(On::from(&tx), registered, &projected, &write).await?;
+            tx.commit().await.map_err(StoreError::from)?;
+        }
     }
-    let projected = project(store, &begun, admission, registered, horizon, limits).await?;
-    let stepped = Stepped::Moved { events: projected.events, to: projected.to, horizon };
-    checkpoint(store, begun, registered, projected).await?;
     Ok(stepped)
+}
+
+/// Takes a step in a transaction that its caller commits, perhaps with something else in it.
+pub(crate) async fn take(
+    store: &Store,
+    tx: &Transaction<'_>,
+    permit: Permit,
+    registered: &Registered,
+    up_to: UpTo,
+    limits: Limits,
+) -> Result<Stepped, StepError> {
+    let on = On::from(tx);
+    let entered = admission::enter(store, on, permit, registered).await?;
+    let horizon = look(store, on, up_to).await?;
+    let admission = match admitted(entered, horizon) {
+        Ok(admission) => admission,
+        Err(stepped) => return Ok(stepped),
+    };
+    let projected = project(store, Some(tx), admission, registered, horizon, limits).await?;
+    let write = projected.made_ready(store, on).await?;
+    checkpoint(on, registered, &projected, &write).await?;
+    Ok(projected.stepped(horizon))
 }
 
 /// Asks for admission, and looks right behind it how far the log goes.
@@ -142,18 +175,31 @@ async fn enter<'b>(
     // Before anything is sent: what is sent together must not wait for that.
     store.ready(on, &store.sql.enter).await?;
     store.ready(on, &store.sql.horizon).await?;
-    let horizon = async {
-        match up_to {
-            UpTo::Exactly(position) => Ok(position),
-            UpTo::Horizon => horizon::look(store, on).await.map(|look| look.horizon),
-        }
-    };
-    let entering = join(admission::enter(store, on, permit, registered), horizon);
+    let entering = join(admission::enter(store, on, permit, registered), look(store, on, up_to));
     let (entered, horizon) = match begun {
         Begun::Open(open) => open.begin(entering).await?,
         Begun::InHand(_) => entering.await,
     };
     Ok((entered?, horizon?))
+}
+
+async fn look(store: &Store, on: On<'_>, up_to: UpTo) -> Result<Position, StoreError> {
+    match up_to {
+        UpTo::Exactly(position) => Ok(position),
+        UpTo::Horizon => Ok(horizon::look(store, on).await?.horizon),
+    }
+}
+
+/// The admission, where there is something to do with it; else what the step comes to.
+fn admitted(entered: Entered<'_>, horizon: Position) -> Result<Admission<'_>, Stepped> {
+    match entered {
+        Entered::Admitted(admission) if admission.position >= horizon => Err(Stepped::Nothing { horizon }),
+        Entered::Admitted(admission) => Ok(admission),
+        Entered::Busy => Err(Stepped::Busy),
+        Entered::Inline => Err(Stepped::Inline),
+        Entered::Stalled(error) => Err(Stepped::Stalled(error)),
+        Entered::Stale(seen) => Err(Stepped::Stale(seen)),
+    }
 }
 
 /// A batch whose rows are known: they must be written, and the checkpoint with them.
@@ -173,9 +219,29 @@ struct Folded<'p> {
     first: (Position, String),
 }
 
+/// The statements that write rows and checkpoint, ready to be sent together.
+struct Write<'w> {
+    rows: Vec<Load<'w>>,
+    ready: Vec<Ready<'w>>,
+    advance: Ready<'w>,
+}
+
+impl Projected<'_> {
+    fn stepped(&self, horizon: Position) -> Stepped {
+        Stepped::Moved { events: self.events, to: self.to, horizon }
+    }
+
+    async fn made_ready<'w>(&'w self, store: &'w Store, on: On<'_>) -> Result<Write<'w>, StoreError> {
+        let rows = self.folded.as_ref().map(|folded| folded.decoded.writes()).unwrap_or_default();
+        let ready = ready(store, on, &rows).await?;
+        Ok(Write { rows, ready, advance: store.ready(on, &store.sql.advance_checkpoint).await? })
+    }
+}
+
+/// Reads the next events and makes rows of them. A projector with SQL of its own writes them itself, in the transaction that it is given.
 async fn project<'p>(
     store: &Store,
-    begun: &Begun<'_>,
+    in_hand: Option<&Transaction<'_>>,
     admission: Admission<'_>,
     registered: &'p Registered,
     horizon: Position,
@@ -186,10 +252,9 @@ async fn project<'p>(
         read::next(store, on, from, horizon, Some(&registered.event_types), limits).await?;
     let Some(first) = events.first() else { return Ok(Projected { from, to, events: 0, folded: None }) };
     let first = (first.recorded.position, first.event_type.clone());
-    let failed = |first, source| StepError::Project { after: from, first, events: events.len(), source };
     let projecting = async {
         let decoded = fold(store, on, registered, &events).await?;
-        if let Begun::InHand(tx) = begun {
+        if let Some(tx) = in_hand {
             decoded.run(tx, store.path).await?;
         }
         Ok(decoded)
@@ -198,7 +263,7 @@ async fn project<'p>(
         Ok(decoded) => {
             Ok(Projected { from, to, events: events.len(), folded: Some(Folded { decoded, first }) })
         }
-        Err(source) => Err(failed(first, source)),
+        Err(source) => Err(StepError::Project { after: from, first, events: events.len(), source }),
     }
 }
 
@@ -234,7 +299,11 @@ async fn fold<'p>(
     Ok(decoded)
 }
 
-async fn ready<'d>(store: &Store, on: On<'_>, statements: &[Load<'d>]) -> Result<Vec<Ready<'d>>, StoreError> {
+async fn ready<'d>(
+    store: &Store,
+    on: On<'_>,
+    statements: &[Load<'d>],
+) -> Result<Vec<Ready<'d>>, StoreError> {
     let mut ready = Vec::with_capacity(statements.len());
     for statement in statements {
         ready.push(store.ready(on, statement.sql).await?);
@@ -253,45 +322,25 @@ async fn together(
     join_all(sent).await.into_iter().collect()
 }
 
-/// Writes the rows, moves the checkpoint and commits.
+/// Writes the rows and moves the checkpoint. All of it is sent at the first poll, so a commit may follow at once: where the rows are
+/// refused, or the checkpoint is elsewhere, it commits nothing.
 async fn checkpoint(
-    store: &Store,
-    begun: Begun<'_>,
+    on: On<'_>,
     registered: &Registered,
-    projected: Projected<'_>,
+    projected: &Projected<'_>,
+    write: &Write<'_>,
 ) -> Result<(), StepError> {
-    let Projected { from, to, events, folded } = &projected;
-    let on = begun.statements();
-    let writes = folded.as_ref().map(|folded| folded.decoded.writes()).unwrap_or_default();
-    let ready_writes = ready(store, on, &writes).await?;
-    let advance = store.ready(on, &store.sql.advance_checkpoint).await?;
+    let Projected { from, to, events, folded } = projected;
     let (projector, major) = (registered.target.projector.as_str(), registered.major());
     let params: [&(dyn ToSql + Sync); 5] = [&projector, &major, &SHARD, from, to];
-    let written = |written: Result<Vec<Vec<Row>>, StoreError>| match (written, folded) {
-        (Err(source), Some(Folded { first, .. })) if !source.is_disconnect() => Err(StepError::Project {
-            after: *from,
-            first: first.clone(),
-            events: *events,
-            source: source.into(),
-        }),
+    let (rows, moved) =
+        join(together(on, &write.ready, &write.rows), write.advance.query(on, &params)).await;
+    match (rows, folded) {
+        (Err(source), Some(Folded { first, .. })) if !source.is_disconnect() => {
+            let (first, source) = (first.clone(), source.into());
+            Err(StepError::Project { after: *from, first, events: *events, source })
+        }
         (Err(error), _) => Err(error.into()),
-        (Ok(_), _) => Ok(()),
-    };
-    match begun {
-        Begun::Open(open) => {
-            let on = open.statements();
-            open.commit(async {
-                let (rows, moved) =
-                    join(together(on, &ready_writes, &writes), advance.query(on, &params)).await;
-                written(rows)?;
-                Ok(moved.map(drop)?)
-            })
-            .await
-        }
-        Begun::InHand(tx) => {
-            // The last statement before the commit must succeed: a commit of an aborted transaction reports no error.
-            advance.query(On::from(&tx), &params).await?;
-            Ok(tx.commit().await.map_err(StoreError::from)?)
-        }
+        (Ok(_), _) => Ok(moved.map(drop)?),
     }
 }

@@ -103,6 +103,12 @@ pub(crate) async fn sleep_for(duration: Option<Duration>) {
 mod tests {
     use super::*;
 
+    #[test]
+    fn by_default_all_three_signals_wake() {
+        let Signals { in_process, notify, timer } = Signals::default();
+        assert!(in_process && notify.is_some() && timer.is_some());
+    }
+
     #[tokio::test]
     async fn a_wake_up_between_registering_and_waiting_is_not_lost() {
         let waker = Waker::new();

@@ -1,13 +1,14 @@
 //! Whoever performs an activation, and whoever puts one back that did not end in time.
 
 use crate::rules::{Rules, SwitchCondition};
-use crate::scenes::Tables;
+use crate::scenes::{Feeding, Tables};
 use crate::world::{
-    Action, Breach, Changeover, Delivery, Generation, Position, Rows, State, States, Token, Version, World,
+    Action, Breach, Changeover, Delivery, Generation, Log, Position, Rows, State, States, Token, Version,
+    World,
 };
 
 /// What an activator does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Step {
     /// *retired → replaying*, the first step of going back.
     Replay,
@@ -20,18 +21,24 @@ pub(crate) enum Step {
     WaitOut,
     /// Reads `last_value`.
     ReadHorizon,
-    /// Lowers the horizon to the lowest lease: not needed by an activator that feeds under its token.
+    /// Lowers the horizon to the lowest lease: not needed by an activator that looks at its token afterwards.
     LookAtLeases,
-    /// Claims the checkpoint of the new version, waiting for it, and reads the tail with a snapshot taken after.
+    /// Is the activation still the one under way, before its deadline? Asked *after* the horizon was read: then no append
+    /// was in flight at or below it, and none will be, whatever becomes of the activation.
+    CheckToken,
+    /// From here to the commit it is a batch like those of a publisher, and whoever activates next waits for it.
+    TakePresence,
+    /// Compares the generation with the one that it set itself. Another one: the token is looked at again.
+    Admit,
+    /// `FOR UPDATE SKIP LOCKED` on the checkpoint row of the new version; then the tail is read. Where it is
+    /// claimed already, everything from the presence on is done again.
     Claim,
-    /// Projects the tail, moves the checkpoint and commits.
-    ///
-    /// Under the token, and the commit with it: an activator that wakes up late would otherwise take `last_value`
-    /// for the horizon while appends are in flight again, or feed an inline version that is active by now.
+    /// Projects the tail and moves the checkpoint from where it was read, and only from there; then commits.
     Feed,
     /// The first of two transactions, in the mutant that needs two to switch.
     RetireOther,
-    /// *activating → active* and *active → retired*, in one transaction.
+    /// *activating → active* and *active → retired*, in one transaction; where the tail was fed into tables that the
+    /// other version goes on with if nothing comes of it, in that one.
     Switch,
     /// Sets the generation for the last time: it wakes those who wait.
     Wake,
@@ -39,17 +46,22 @@ pub(crate) enum Step {
 }
 
 /// One attempt to activate one version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Activator {
     target: Version,
     token: Token,
     next: Step,
+    /// The generation that it set, which admits its batch; in one mutant the one before, to compute the next from it.
+    permit: Generation,
     horizon: Position,
+    is_present: bool,
     has_claim: bool,
-    /// The rows as they will be with the tail that it has read and not committed yet.
-    fed: Rows,
-    /// The generation before its own, noted by the one mutant that computes the next from it.
-    noted_generation: Generation,
+    /// The checkpoint that the tail begins after.
+    from: Position,
+    /// The events that it has read and not fed yet.
+    tail: Log,
+    /// The other activators that saw its presence and wait for its end, one bit each.
+    pub(crate) awaited_by: u8,
 }
 
 impl Activator {
@@ -57,10 +69,13 @@ impl Activator {
         target: Version::Old,
         token: 0,
         next: Step::Ended,
+        permit: 0,
         horizon: 0,
+        is_present: false,
         has_claim: false,
-        fed: Rows::EMPTY,
-        noted_generation: 0,
+        from: 0,
+        tail: Log::EMPTY,
+        awaited_by: 0,
     };
 
     pub(crate) fn new(target: Version, number: u8, rules: Rules) -> Self {
@@ -85,20 +100,38 @@ impl Activator {
         1 << self.token
     }
 
-    pub(crate) fn can_step(&self, world: &World, model: &Changeover) -> bool {
+    pub(crate) fn can_step(&self, world: &World) -> bool {
         match self.next {
             Step::Replay => world.database.states.is(self.target, State::Retired),
             Step::WaitOut => {
                 let appends = world.appenders.iter().map(|appender| appender.awaited_by);
                 let publishes = world.publishers.iter().map(|publisher| publisher.awaited_by);
-                appends.chain(publishes).all(|awaited_by| awaited_by & self.bit() == 0)
-            }
-            Step::Claim => {
-                !world.database.claimed[model.scene.tables_of(self.target)] || !model.rules.claim_to_feed()
+                let feeds = world.activators.iter().map(|activator| activator.awaited_by);
+                appends.chain(publishes).chain(feeds).all(|awaited_by| awaited_by & self.bit() == 0)
             }
             Step::Ended => false,
             _ => true,
         }
+    }
+
+    /// Puts the two in an order that says nothing of which is which, and renumbers them wherever they are referred to: worlds
+    /// that differ in the numbers alone are then one.
+    pub(crate) fn sort(world: &mut World) {
+        let nameless = |activator: Activator| Activator { token: 0, awaited_by: 0, ..activator };
+        let [one, other] = world.activators.map(nameless);
+        if one <= other {
+            return;
+        }
+        world.activators.swap(0, 1);
+        let renumber = |token: &mut Token| *token = [0, 2, 1][usize::from(*token)];
+        let renumber_bits = |bits: &mut u8| *bits = (*bits & 0b010) << 1 | (*bits & 0b100) >> 1;
+        renumber(&mut world.database.states.token);
+        for activator in &mut world.activators {
+            renumber(&mut activator.token);
+            renumber_bits(&mut activator.awaited_by);
+        }
+        world.appenders.iter_mut().for_each(|appender| renumber_bits(&mut appender.awaited_by));
+        world.publishers.iter_mut().for_each(|publisher| renumber_bits(&mut publisher.awaited_by));
     }
 
     pub(crate) fn step(world: &mut World, i: usize, model: &Changeover) {
@@ -146,32 +179,54 @@ impl Activator {
                 states.token = self.token;
                 states.deadline_passed = false;
                 if rules.compute_the_generation() {
-                    self.noted_generation = world.database.generation;
+                    self.permit = world.database.generation;
                 }
             }
-            Step::SetGeneration if rules.compute_the_generation() => {
-                world.database.generation = std::mem::take(&mut self.noted_generation) + 1;
+            Step::SetGeneration => {
+                if rules.compute_the_generation() {
+                    world.database.generation = self.permit + 1;
+                } else {
+                    world.database.set_generation();
+                }
+                self.permit = world.database.generation;
             }
-            Step::SetGeneration => world.database.set_generation(),
             Step::Look => self.look(world, rules),
             Step::WaitOut => {}
             Step::ReadHorizon => self.horizon = world.database.last_value,
             Step::LookAtLeases => self.horizon = world.horizon(self.horizon),
-            Step::Claim => {
-                self.has_claim = rules.claim_to_feed();
-                world.database.claimed[tables] |= self.has_claim;
-                let tail = world.database.log.between(world.database.checkpoints[tables], self.horizon);
-                self.fed = world.database.rows[tables];
-                self.fed.project(tail);
-            }
-            Step::Feed => {
-                if rules.feed_under_the_token() && !self.holds(world.database.states) {
+            Step::CheckToken => {
+                if !self.holds(world.database.states) || world.database.states.deadline_passed {
                     return self.end(world, model);
                 }
-                world.database.rows[tables] = std::mem::replace(&mut self.fed, Rows::EMPTY);
-                let checkpoint = &mut world.database.checkpoints[tables];
-                *checkpoint = self.horizon.max(*checkpoint);
-                self.release(world, model);
+            }
+            Step::TakePresence => self.is_present = true,
+            Step::Admit => {
+                if world.database.generation != self.permit {
+                    self.roll_back(world, model);
+                    self.permit = world.database.generation;
+                    self.next = rules.after_another_generation();
+                    return;
+                }
+            }
+            Step::Claim => {
+                if rules.claim_to_feed() && world.database.claimed[tables] {
+                    self.roll_back(world, model);
+                    self.next = rules.begin_the_feed();
+                    return;
+                }
+                self.claim(world, model);
+                if self.horizon <= self.from && model.scene.tables == Tables::Own {
+                    // Nothing is left to feed.
+                    self.roll_back(world, model);
+                    self.next = rules.after_the_feed();
+                    return;
+                }
+            }
+            Step::Feed => {
+                if !self.feed(world, model) {
+                    return self.end(world, model);
+                }
+                self.roll_back(world, model);
             }
             Step::RetireOther => {
                 if !self.may_switch(world.database.states, rules) {
@@ -190,7 +245,11 @@ impl Activator {
                     self.next = Step::ReadHorizon;
                     return;
                 }
+                if rules.feed_with_the_switch(model.scene.feeding(self.target)) && !self.feed(world, model) {
+                    return self.end(world, model);
+                }
                 self.switch(world, model);
+                self.roll_back(world, model);
             }
             Step::Wake => {
                 world.database.set_generation();
@@ -198,7 +257,7 @@ impl Activator {
             }
             Step::Ended => unreachable!("BUG: an activator that ended made a step"),
         }
-        match rules.activate_after(self.next, model.scene.tables) {
+        match rules.activate_after(self.next, model.scene.feeding(self.target)) {
             Some(next) => self.next = next,
             None => self.end(world, model),
         }
@@ -214,7 +273,38 @@ impl Activator {
             for publisher in world.publishers.iter_mut().filter(|publisher| publisher.is_present()) {
                 publisher.awaited_by |= self.bit();
             }
+            for activator in world.activators.iter_mut().filter(|activator| activator.is_present) {
+                activator.awaited_by |= self.bit();
+            }
         }
+    }
+
+    /// Claims the checkpoint and reads the tail.
+    fn claim(&mut self, world: &mut World, model: &Changeover) {
+        let database = &mut world.database;
+        let tables = model.scene.tables_of(self.target);
+        self.permit = 0;
+        self.has_claim = model.rules.claim_to_feed();
+        database.claimed[tables] |= self.has_claim;
+        self.from = database.checkpoints[tables];
+        self.tail = database.log.between(self.from, self.horizon);
+    }
+
+    /// Projects the tail, as SQL would, and moves the checkpoint. Says whether it still stood where it was read.
+    fn feed(&mut self, world: &mut World, model: &Changeover) -> bool {
+        let database = &mut world.database;
+        let tables = model.scene.tables_of(self.target);
+        let checkpoint = &mut database.checkpoints[tables];
+        if *checkpoint != self.from && model.rules.feed_conditionally() {
+            return false;
+        }
+        *checkpoint = self.horizon.max(*checkpoint);
+        database.rows[tables].project(self.tail);
+        if model.scene.tables == Tables::Shared && !self.holds(database.states) {
+            world.breach(Breach::StalePublish);
+        }
+        world.fed_in_place |= model.scene.feeding(self.target) == Feeding::InPlace;
+        true
     }
 
     fn may_switch(&self, states: States, rules: Rules) -> bool {
@@ -241,26 +331,35 @@ impl Activator {
         }
         // Shared tables are fed by whoever was active so far; a background version may lag, as it did before.
         let rows = database.rows[model.scene.tables_of(self.target)];
-        if model.scene.tables == Tables::Own && rows != Rows::replayed(database.log) {
+        if model.scene.feeding(self.target) != Feeding::None && rows != Rows::replayed(database.log) {
             world.breach(Breach::WrongAtSwitch);
         }
+        world.fed_in_place = false;
     }
 
     fn end(&mut self, world: &mut World, model: &Changeover) {
-        self.release(world, model);
+        self.roll_back(world, model);
         for appender in &mut world.appenders {
             appender.awaited_by &= !self.bit();
         }
         for publisher in &mut world.publishers {
             publisher.awaited_by &= !self.bit();
         }
+        for activator in &mut world.activators {
+            activator.awaited_by &= !self.bit();
+        }
         *self = Activator::GONE;
     }
 
-    fn release(&mut self, world: &mut World, model: &Changeover) {
+    /// What PostgreSQL does at the end of a transaction, however it ends; and the process forgets the batch.
+    fn roll_back(&mut self, world: &mut World, model: &Changeover) {
         if std::mem::take(&mut self.has_claim) {
             world.database.claimed[model.scene.tables_of(self.target)] = false;
         }
+        self.is_present = false;
+        self.from = 0;
+        self.tail = Log::EMPTY;
+        self.awaited_by = 0;
     }
 }
 

@@ -11,7 +11,9 @@
 //! - **Appends** ([`appender`]), **batches** of publishers and replayers ([`publisher`]), **readers** of the log
 //!   ([`reader`]), **activations** and their expiry ([`activator`]), each as a list of steps. What the product does in
 //!   one statement is taken apart, so nothing here depends on a statement being atomic. What must be atomic is one
-//!   step: to mark, to switch, to put back, to commit a batch, each with the condition in its `WHERE`.
+//!   step: to mark, to switch, to put back, to commit a batch, each with the condition in its `WHERE`. Feeding the tail is
+//!   taken apart as the product does it: the horizon, the token, presence, admission, claim, and the commit, which is
+//!   conditional on the checkpoint and not on the token.
 //! - **Deaths and roll-backs** at every step; **freezes** at every step, because any process may make no step while all
 //!   others make theirs. The deadline may pass at any moment, so an activator may always wake up too late.
 //!
@@ -24,10 +26,11 @@
 //! # What is not modelled
 //!
 //! Several projectors in one configuration, patch versions (both may write, so there is nothing to keep apart), several
-//! shards and several keys, an empty table of states, a crash or failover of the database itself, and how long anything
-//! takes.
+//! shards and several keys, an empty table of states, a version that is started over or pruned, a crash or failover of the
+//! database itself, and how long anything takes. Nor the flag `inline` of a checkpoint: it guards once more what the token
+//! and admission guard here alone.
 //!
-//! It takes a minute of one core, less on several, where this crate is optimised (`opt-level = 2`), and several
+//! It takes some minutes of one core, less on several, where this crate is optimised (`opt-level = 2`), and several
 //! times that where it is not. A counterexample is printed step by step with the test's failure: each line is a
 //! process as it was *before* the step named by its `next`.
 

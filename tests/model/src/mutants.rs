@@ -2,10 +2,13 @@
 //!
 //! A model that cannot fail proves nothing. So each mutant must be caught, by the promise that its rule is for.
 
-use crate::properties::{P1, P2, P2_SWITCH, P3, P4, P4_END, P4_FREEZE, P4_PAUSE, P4_SERVES};
+use crate::properties::{
+    P1, P2, P2_SWITCH, P3, P4, P4_END, P4_FREEZE, P4_LIMIT, P4_PAUSE, P4_SERVES, P4_WHOLE,
+};
 use crate::rules::Change;
 use crate::scenes::{
-    APPENDING, COMPETING, GOING_BACK, MENDING, RACING_BEHIND, RACING_SMALL, REPLAYING, Scene,
+    APPENDING, COMPETING, GOING_BACK, MENDING, RACING_BEHIND, RACING_REPLAYING, RACING_SMALL, REPLAYING,
+    Scene, TAKING_OVER,
 };
 
 /// A rule broken.
@@ -29,7 +32,7 @@ const fn mutant(
 
 /// What appenders, publishers and readers could do wrong, then what activators could.
 #[rustfmt::skip]
-pub(crate) static MUTANTS: [Mutant; 31] = [
+pub(crate) static MUTANTS: [Mutant; 37] = [
     mutant("check before lease", Change::CheckBeforeLease, &APPENDING, P1),
     mutant("check before presence", Change::CheckBeforePresence, &COMPETING, P1),
     mutant("positions before lease", Change::PositionsBeforeLease, &APPENDING, P3),
@@ -44,6 +47,9 @@ pub(crate) static MUTANTS: [Mutant; 31] = [
     mutant("checkpoint not claimed", Change::CheckpointNotClaimed, &COMPETING, P2),
     mutant("checkpoint moved in another transaction than the rows", Change::CheckpointInAnotherTransaction, &COMPETING, P2),
     mutant("replayer not admitted", Change::ReplayerNotAdmitted, &REPLAYING, P2),
+    mutant("publisher not admitted", Change::PublisherNotAdmitted, &COMPETING, P1),
+    mutant("publisher without presence", Change::PublisherNotPresent, &COMPETING, P1),
+    mutant("batches without a limit", Change::BatchesWithoutLimit, &COMPETING, P4_LIMIT),
     mutant("generation set before the states commit", Change::GenerationSetBeforeMark, &APPENDING, P1),
     mutant("generation not set after the mark", Change::GenerationNotSet, &APPENDING, P1),
     mutant("generation used twice", Change::GenerationUsedTwice, &RACING_BEHIND, P1),
@@ -51,7 +57,10 @@ pub(crate) static MUTANTS: [Mutant; 31] = [
     mutant("no waiting for leases", Change::LeasesNotWaitedFor, &APPENDING, P1),
     mutant("no waiting for presences", Change::PresencesNotWaitedFor, &COMPETING, P1),
     mutant("tail not fed", Change::TailNotFed, &APPENDING, P2_SWITCH),
-    mutant("tail fed up to last_value without the token", Change::TailFedWithoutToken, &APPENDING, P2),
+    mutant("token not looked at before the tail is fed", Change::TailFedWithoutToken, &APPENDING, P2),
+    mutant("token looked at before the horizon is read", Change::TokenCheckedBeforeTheHorizon, &APPENDING, P2),
+    mutant("tail neither claimed nor its checkpoint moved conditionally", Change::TailFedTwiceOver, &RACING_REPLAYING, P2),
+    mutant("tail fed in place before the switch", Change::TailFedInPlaceBeforeTheSwitch, &TAKING_OVER, P4_WHOLE),
     mutant("tail fed to the leases, but only once", Change::TailFedToTheLeasesOnce, &APPENDING, P2_SWITCH),
     mutant("tail of an inline version fed without the token, to the leases", Change::TailFedToTheLeases, &RACING_SMALL, P2),
     mutant("tail fed into tables that both versions share", Change::TailFedIntoSharedTables, &MENDING, P2),
@@ -72,7 +81,7 @@ pub(crate) struct Variation {
 }
 
 /// These must hold: they say which part of the protocol is comfort, and which alternatives are open.
-pub(crate) static VARIATIONS: [Variation; 6] = [
+pub(crate) static VARIATIONS: [Variation; 9] = [
     Variation {
         name: "last generation not set",
         change: Change::LastGenerationNotSet,
@@ -106,7 +115,25 @@ pub(crate) static VARIATIONS: [Variation; 6] = [
     Variation {
         name: "tail not claimed",
         change: Change::TailNotClaimed,
-        scenes: &[&RACING_SMALL, &REPLAYING, &GOING_BACK],
-        why: "under the token nobody else feeds: replayers are waited out, other activators refused",
+        scenes: &[&RACING_REPLAYING, &GOING_BACK],
+        why: "the checkpoint moves only from where it was read, so whoever commits second rolls back",
+    },
+    Variation {
+        name: "checkpoint moved by the feeder from wherever it stands, but claimed",
+        change: Change::TailFedUnconditionally,
+        scenes: &[&RACING_REPLAYING, &TAKING_OVER],
+        why: "nobody moves a checkpoint that somebody else has claimed",
+    },
+    Variation {
+        name: "feeder without presence",
+        change: Change::FeederNotPresent,
+        scenes: &[&RACING_REPLAYING, &TAKING_OVER],
+        why: "what it feeds is final, and whoever activates next waits for its claim anyway",
+    },
+    Variation {
+        name: "feeder not admitted",
+        change: Change::FeederNotAdmitted,
+        scenes: &[&RACING_REPLAYING, &TAKING_OVER],
+        why: "what it feeds is final, the token was looked at after the horizon was read; the checkpoint says what is left of it",
     },
 ];

@@ -13,6 +13,9 @@ pub(crate) const P4: &str = "P4: exactly one version is active";
 pub(crate) const P4_END: &str = "P4: no activation is left half done";
 pub(crate) const P4_FREEZE: &str = "P4: a frozen activator is not needed to end its activation";
 pub(crate) const P4_SERVES: &str = "P4: once an activation is over, the active version serves";
+pub(crate) const P4_WHOLE: &str =
+    "P4: an activation that did not happen left nothing in the active version's tables";
+pub(crate) const P4_LIMIT: &str = "P4: no activation waits for a batch that nobody ends";
 pub(crate) const P4_PAUSE: &str = "P4: no activation waits for somebody who waits for it";
 
 /// Not a promise: it must be found.
@@ -49,6 +52,14 @@ pub(crate) fn all() -> Vec<Property<Changeover>> {
         }),
         Property::always(P4_PAUSE, |_, world: &World| {
             world.appenders.iter().all(|appender| !appender.waits_for_its_waiter())
+        }),
+        Property::always(P4_WHOLE, |_, world: &World| {
+            !world.fed_in_place || world.database.states.activating().is_some()
+        }),
+        Property::always(P4_LIMIT, |model: &Changeover, world: &World| {
+            let published = world.publishers.iter().map(|publisher| publisher.awaited_by);
+            let fed = world.activators.iter().map(|activator| activator.awaited_by);
+            model.rules.limit_batches() || published.chain(fed).all(|awaited_by| awaited_by == 0)
         }),
         // Without these the properties above might hold only because nothing ever happens.
         Property::sometimes(WHOLE_STORY, |model: &Changeover, world: &World| {

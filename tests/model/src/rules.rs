@@ -7,7 +7,7 @@ use crate::activator::Step as Activate;
 use crate::appender::Step as Append;
 use crate::publisher::{Purpose, Step as Publish};
 use crate::reader::Step as Read;
-use crate::scenes::Tables;
+use crate::scenes::Feeding;
 use crate::world::Delivery;
 
 /// One rule broken, or one left out that is not needed.
@@ -28,6 +28,9 @@ pub(crate) enum Change {
     CheckpointNotClaimed,
     CheckpointInAnotherTransaction,
     ReplayerNotAdmitted,
+    PublisherNotAdmitted,
+    PublisherNotPresent,
+    BatchesWithoutLimit,
     // Activate.
     GenerationSetBeforeMark,
     GenerationNotSet,
@@ -37,7 +40,10 @@ pub(crate) enum Change {
     PresencesNotWaitedFor,
     TailNotFed,
     TailFedWithoutToken,
+    TokenCheckedBeforeTheHorizon,
     TailFedToTheLeasesOnce,
+    TailFedTwiceOver,
+    TailFedInPlaceBeforeTheSwitch,
     TailFedIntoSharedTables,
     StatesLockedToFeed,
     RetiredWithoutItsHorizon,
@@ -51,6 +57,9 @@ pub(crate) enum Change {
     CheckpointNotClaimedButMovedConditionally,
     TailFedToTheLeases,
     TailNotClaimed,
+    TailFedUnconditionally,
+    FeederNotPresent,
+    FeederNotAdmitted,
     KeysBeforeLease,
 }
 
@@ -139,6 +148,12 @@ impl Rules {
                 &[ReadGeneration, ReadStates, Admit, TakePresence, Claim]
             }
             (Some(Change::ReplayerNotAdmitted), Purpose::Replay) => &[ReadGeneration, ReadStates, Claim],
+            (Some(Change::PublisherNotAdmitted), Purpose::Publish) => {
+                &[ReadGeneration, ReadStates, TakePresence, Claim]
+            }
+            (Some(Change::PublisherNotPresent), Purpose::Publish) => {
+                &[ReadGeneration, ReadStates, Admit, Claim]
+            }
             _ => &[ReadGeneration, ReadStates, TakePresence, Admit, Claim],
         }
     }
@@ -168,6 +183,12 @@ impl Rules {
     pub(crate) fn move_the_checkpoint_with_the_rows(self) -> bool {
         self.change != Some(Change::CheckpointInAnotherTransaction)
     }
+
+    /// Does the server end a batch that sits idle in its transaction for too long? What it does then is what it does when
+    /// a process dies.
+    pub(crate) fn limit_batches(self) -> bool {
+        self.change != Some(Change::BatchesWithoutLimit)
+    }
 }
 
 /// The rules by which an activation goes.
@@ -176,47 +197,78 @@ impl Rules {
     #[rustfmt::skip] // A table, see above.
     pub(crate) fn activate(self) -> &'static [Activate] {
         use Activate::{
-            Claim, Feed, Look, LookAtLeases, Mark, ReadHorizon, RetireOther, SetGeneration, Switch, WaitOut, Wake,
+            Admit, CheckToken, Claim, Feed, Look, LookAtLeases, Mark, ReadHorizon, RetireOther, SetGeneration, Switch,
+            TakePresence, WaitOut, Wake,
         };
         match self.change {
             Some(Change::GenerationSetBeforeMark) =>
-                &[SetGeneration, Mark, Look, WaitOut, ReadHorizon, Claim, Feed, Switch, Wake],
+                &[SetGeneration, Mark, Look, WaitOut, ReadHorizon, CheckToken, TakePresence, Admit, Claim, Feed, Switch, Wake],
             Some(Change::GenerationNotSet) =>
-                &[Mark, Look, WaitOut, ReadHorizon, Claim, Feed, Switch, Wake],
+                &[Mark, Look, WaitOut, ReadHorizon, CheckToken, TakePresence, Admit, Claim, Feed, Switch, Wake],
             Some(Change::LookedBeforeGeneration) =>
-                &[Mark, Look, SetGeneration, WaitOut, ReadHorizon, Claim, Feed, Switch, Wake],
+                &[Mark, Look, SetGeneration, WaitOut, ReadHorizon, CheckToken, TakePresence, Admit, Claim, Feed, Switch, Wake],
             Some(Change::TailNotFed) =>
-                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, Switch, Wake],
+                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, CheckToken, Switch, Wake],
+            Some(Change::TailFedWithoutToken) =>
+                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, TakePresence, Admit, Claim, Feed, Switch, Wake],
+            Some(Change::TokenCheckedBeforeTheHorizon) =>
+                &[Mark, SetGeneration, Look, WaitOut, CheckToken, ReadHorizon, TakePresence, Admit, Claim, Feed, Switch, Wake],
             Some(Change::TailFedToTheLeases | Change::TailFedToTheLeasesOnce) =>
-                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, LookAtLeases, Claim, Feed, Switch, Wake],
+                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, LookAtLeases, TakePresence, Admit, Claim, Feed, Switch, Wake],
+            Some(Change::FeederNotPresent) =>
+                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, CheckToken, Admit, Claim, Feed, Switch, Wake],
+            Some(Change::FeederNotAdmitted) =>
+                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, CheckToken, TakePresence, Claim, Feed, Switch, Wake],
             Some(Change::SwitchInTwoTransactions) =>
-                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, Claim, Feed, RetireOther, Switch, Wake],
+                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, CheckToken, TakePresence, Admit, Claim, Feed, RetireOther, Switch, Wake],
             Some(Change::LastGenerationNotSet) =>
-                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, Claim, Feed, Switch],
+                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, CheckToken, TakePresence, Admit, Claim, Feed, Switch],
             _ =>
-                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, Claim, Feed, Switch, Wake],
+                &[Mark, SetGeneration, Look, WaitOut, ReadHorizon, CheckToken, TakePresence, Admit, Claim, Feed, Switch, Wake],
         }
     }
 
-    pub(crate) fn activate_after(self, step: Activate, tables: Tables) -> Option<Activate> {
-        match after(self.activate(), step) {
+    pub(crate) fn activate_after(self, step: Activate, feeding: Feeding) -> Option<Activate> {
+        use Activate::{Admit, Claim, Feed, LookAtLeases, TakePresence};
+        match (after(self.activate(), step), feeding) {
             // The new version takes over what the old one has fed, and an inline one has fed everything: its checkpoint
             // has not moved since it became active, so feeding from there would project it all again.
-            Some(next @ (Activate::LookAtLeases | Activate::Claim | Activate::Feed))
-                if tables == Tables::Shared && !self.feed_shared_tables() =>
+            (Some(next @ (LookAtLeases | TakePresence | Admit | Claim | Feed)), Feeding::None)
+                if self.change != Some(Change::TailFedIntoSharedTables) =>
             {
-                self.activate_after(next, tables)
+                self.activate_after(next, feeding)
             }
-            next => next,
+            (Some(Feed), Feeding::InPlace) if self.feed_with_the_switch(feeding) => {
+                self.activate_after(Feed, feeding)
+            }
+            (next, _) => next,
         }
     }
 
-    pub(crate) fn feed_shared_tables(self) -> bool {
-        self.change == Some(Change::TailFedIntoSharedTables)
+    /// Where the batch begins that feeds the tail.
+    pub(crate) fn begin_the_feed(self) -> Activate {
+        let begins = |step: &&Activate| matches!(step, Activate::TakePresence | Activate::Admit);
+        *self.activate().iter().find(begins).expect("BUG: a program that feeds nothing fed")
+    }
+
+    /// What follows when another generation was found than the one that admits.
+    pub(crate) fn after_another_generation(self) -> Activate {
+        let asks = self.activate().contains(&Activate::CheckToken);
+        if asks { Activate::CheckToken } else { self.begin_the_feed() }
+    }
+
+    /// What follows when there is nothing to feed.
+    pub(crate) fn after_the_feed(self) -> Activate {
+        after(self.activate(), Activate::Feed).expect("BUG: an activation that ends with feeding")
+    }
+
+    /// Is the tail committed with the switch? Only where it is fed into tables that the other version goes on with.
+    pub(crate) fn feed_with_the_switch(self, feeding: Feeding) -> bool {
+        feeding == Feeding::InPlace && self.change != Some(Change::TailFedInPlaceBeforeTheSwitch)
     }
 
     /// Does the transaction that feeds the tail lock the row of the states from its beginning, so that nobody can
-    /// put it back meanwhile? The protocol looks at the token in the same round trip as the commit instead.
+    /// put it back meanwhile? The protocol makes sure that what it feeds is final instead.
     pub(crate) fn lock_the_states_to_feed(self) -> bool {
         self.change == Some(Change::StatesLockedToFeed)
     }
@@ -228,7 +280,12 @@ impl Rules {
 
     /// Does the activator claim the checkpoint of the version that it feeds?
     pub(crate) fn claim_to_feed(self) -> bool {
-        self.change != Some(Change::TailNotClaimed)
+        !matches!(self.change, Some(Change::TailNotClaimed | Change::TailFedTwiceOver))
+    }
+
+    /// Does it move the checkpoint only from where it read it?
+    pub(crate) fn feed_conditionally(self) -> bool {
+        !matches!(self.change, Some(Change::TailFedUnconditionally | Change::TailFedTwiceOver))
     }
 
     pub(crate) fn compute_the_generation(self) -> bool {
@@ -241,14 +298,6 @@ impl Rules {
 
     pub(crate) fn wait_for_presences(self) -> bool {
         self.change != Some(Change::PresencesNotWaitedFor)
-    }
-
-    /// Is the tail committed only if the states still bear the activator's token?
-    pub(crate) fn feed_under_the_token(self) -> bool {
-        !matches!(
-            self.change,
-            Some(Change::TailFedWithoutToken | Change::TailFedToTheLeases | Change::TailFedToTheLeasesOnce)
-        )
     }
 
     /// Is the tail looked at again until nothing is left of it? Only where it is read up to the leases.

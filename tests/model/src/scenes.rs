@@ -1,6 +1,6 @@
 //! Who takes part: the bounds of the model.
 //!
-//! One world with everybody in it is too large to be explored in a minute, so there are several, each with those
+//! One world with everybody in it is too large to be explored in minutes, so there are several, each with those
 //! whose steps can hurt one another. Every scene begins with the old version active, the new one replaying and an
 //! empty log. Nothing but the cast is bounded: anything may roll back, die, abort, expire at every step.
 //!
@@ -16,6 +16,8 @@
 //! | going back, *old inline, new not* | old (1), old (1), new (1) | | 1 there, 1 back | P2, P5 |
 //! | mending, *inline, shared tables* | old (1), old (1), new (1) | | 1 | P1, P2 |
 //! | mending behind, *shared tables* | old (1), old (1), new (1) | old (1), new (1) | 1 | P1, P2 |
+//! | taking over, *new inline, shared tables* | old (1), new (1) | old (1) | 2 | P1, P2, P4 |
+//! | racing beside a replayer, *inline* | old (1), new (1) | replayer (1) | 2 | P2 |
 
 use crate::activator::{Activator, Expirer};
 use crate::appender::Appender;
@@ -33,6 +35,17 @@ pub(crate) enum Tables {
     Own,
     /// Another minor version: it takes over the tables as they are.
     Shared,
+}
+
+/// How the tail of the log comes into the tables of a version before it is active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Feeding {
+    /// Not at all: they are current, or the publisher simply goes on under the new code.
+    None,
+    /// Into tables that are nobody else's.
+    Own,
+    /// Into tables that the version before is fed in the background: from the switch on, appends keep them current.
+    InPlace,
 }
 
 /// A cast.
@@ -117,8 +130,21 @@ pub(crate) static MENDING_BEHIND: Scene = Scene {
     ..PUBLISHING
 };
 
+/// A minor version takes over the tables of one that is fed in the background, and is fed inline itself.
+pub(crate) static TAKING_OVER: Scene = Scene {
+    name: "taking over",
+    delivery: [Background, Inline],
+    tables: Tables::Shared,
+    publishers: &[(Old, Purpose::Publish, 1)],
+    ..RACING_SMALL
+};
+
+/// A replayer beside two activators: three who feed the same tables.
+pub(crate) static RACING_REPLAYING: Scene =
+    Scene { name: "racing beside a replayer", publishers: &[(New, Purpose::Replay, 1)], ..RACING_SMALL };
+
 /// All of them, the largest first.
-pub(crate) static SCENES: [&Scene; 10] = [
+pub(crate) static SCENES: [&Scene; 12] = [
     &RACING,
     &APPENDING,
     &RACING_SMALL,
@@ -129,6 +155,8 @@ pub(crate) static SCENES: [&Scene; 10] = [
     &GOING_BACK,
     &MENDING,
     &MENDING_BEHIND,
+    &TAKING_OVER,
+    &RACING_REPLAYING,
 ];
 
 impl Scene {
@@ -149,6 +177,7 @@ impl Scene {
             activators: [Activator::GONE; 2],
             expirer: Expirer::IDLE,
             reader: if self.has_reader { Reader::new(rules) } else { Reader::ABSENT },
+            fed_in_place: false,
             breach: None,
         };
         for (appender, &(configuration, events)) in world.appenders.iter_mut().zip(self.appenders) {
@@ -170,6 +199,21 @@ impl Scene {
         match self.tables {
             Tables::Own => version as usize,
             Tables::Shared => 0,
+        }
+    }
+
+    /// Are two activators that are in the same situation interchangeable?
+    pub(crate) fn activators_are_alike(&self) -> bool {
+        matches!(self.activators, [one, other] if one == other)
+    }
+
+    /// How the tail comes into the tables of a version that is activated.
+    pub(crate) fn feeding(&self, target: Version) -> Feeding {
+        let delivery = (self.delivery[target.other() as usize], self.delivery[target as usize]);
+        match (self.tables, delivery) {
+            (Tables::Own, _) => Feeding::Own,
+            (Tables::Shared, (Background, Inline)) => Feeding::InPlace,
+            (Tables::Shared, _) => Feeding::None,
         }
     }
 

@@ -215,9 +215,12 @@ pub(crate) struct World {
     pub(crate) appenders: [Appender; 4],
     /// Sorted, for the same reason. Replayers are among them.
     pub(crate) publishers: [Publisher; 3],
+    /// Sorted where both are to activate the same version.
     pub(crate) activators: [Activator; 2],
     pub(crate) expirer: Expirer,
     pub(crate) reader: Reader,
+    /// The tables of the active version hold what a version projected that is not active.
+    pub(crate) fed_in_place: bool,
     pub(crate) breach: Option<Breach>,
 }
 
@@ -324,7 +327,7 @@ impl Model for Changeover {
             }
         }
         for (i, activator) in world.activators.iter().enumerate() {
-            if activator.can_step(world, self) {
+            if activator.can_step(world) {
                 actions.push(Action::Activate(i));
             }
             if activator.is_under_way() {
@@ -359,6 +362,10 @@ impl Model for Changeover {
             Action::Expire => Expirer::expire(&mut next, self.rules),
             Action::SetGenerationAfterExpiry => Expirer::set_generation(&mut next),
             Action::KillExpirer => next.expirer.has_to_set_generation = false,
+        }
+        // Before the others, which refer to them.
+        if self.scene.activators_are_alike() {
+            Activator::sort(&mut next);
         }
         next.appenders.sort_unstable();
         next.publishers.sort_unstable();

@@ -3,9 +3,11 @@
 //! Before the pause everything is checked, replayed and caught up. The pause itself is: mark and commit, then set the
 //! generation; wait until what was admitted before has ended; feed the rest; switch and commit, then set the generation.
 //! Each of the two commits is one statement, sent together with the one that sets the generation: nobody can stop in between
-//! on our side of the wire. Past the deadline anyone may give the pause back.
+//! on our side of the wire. (Where the rest is fed into tables of the version before, it is committed by the switch:
+//! [`in_place`].) Past the deadline anyone may give the pause back.
 
 mod ending;
+mod in_place;
 mod pause;
 mod prepare;
 pub(crate) mod rollback;
@@ -256,8 +258,11 @@ pub enum ActivateError {
 struct Change {
     incoming: Vec<(ProjectorName, semver::Version)>,
     outgoing: Vec<(ProjectorName, semver::Version)>,
-    /// Incoming versions whose tables must be at the horizon before the switch.
+    /// Incoming versions whose tables are theirs alone, and must be at the horizon before the switch.
     feed: Vec<Arc<Registered>>,
+    /// Incoming versions that take over in place and are fed inline from the switch on: what is left for their tables comes with
+    /// the switch.
+    feed_in_place: Vec<Arc<Registered>>,
 }
 
 impl Change {
@@ -273,15 +278,16 @@ impl Change {
             let projector = step.projector();
             change.incoming.extend(incoming.map(|version| (projector.clone(), version.clone())));
             change.outgoing.extend(outgoing.map(|version| (projector.clone(), version.clone())));
+            let registered = core.configuration.projectors.get(projector).filter(|_| incoming.is_some());
+            let feed = match step {
+                Step::Activate { .. } => &mut change.feed_in_place,
+                _ => &mut change.feed,
+            };
             // In place and in the background, the checkpoint simply goes on under the new code.
-            let in_place = matches!(step, Step::Activate { .. });
-            let registered = core.configuration.projectors.get(projector);
-            change.feed.extend(
-                registered
-                    .filter(|_| incoming.is_some())
-                    .filter(|r| !in_place || r.target.delivery == Delivery::Inline)
-                    .cloned(),
-            );
+            let is_fed = |r: &&Arc<Registered>| {
+                !matches!(step, Step::Activate { .. }) || r.target.delivery == Delivery::Inline
+            };
+            feed.extend(registered.filter(is_fed).cloned());
         }
         change
     }

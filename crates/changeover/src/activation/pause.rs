@@ -11,7 +11,9 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::ending::overtaken;
-use super::{ActivateError, ActivateOptions, ActivationProgress, Change, OnActivation, Pause, Started};
+use super::{
+    ActivateError, ActivateOptions, ActivationProgress, Change, OnActivation, Pause, Started, in_place,
+};
 use crate::admission::Permit;
 use crate::core::Core;
 use crate::horizon::{self, Look};
@@ -27,7 +29,7 @@ use crate::words::names::ProjectorName;
 use crate::words::position::{Generation, Position};
 
 /// How often the transactions in flight are looked at.
-const DRAIN_POLL: Duration = Duration::from_millis(1);
+pub(super) const DRAIN_POLL: Duration = Duration::from_millis(1);
 
 fn texts(versions: &[(ProjectorName, Version)]) -> (Vec<&str>, Vec<String>) {
     versions.iter().map(|(projector, version)| (projector.as_str(), version.to_string())).unzip()
@@ -54,8 +56,13 @@ pub(super) async fn pause(
     let permit = Permit { generation, until: Some(until), attempt: None };
     let feeding = change.feed.iter().map(|fed| feed(core, client, activation, fed, permit, horizon));
     try_join_all(feeding).await?;
-    let fed = Instant::now();
-    switch(core, client, activation, change, horizon, look.at).await?;
+    let fed = if change.feed_in_place.is_empty() {
+        let fed = Instant::now();
+        switch(core, client, activation, change, look).await?;
+        fed
+    } else {
+        in_place::feed_and_switch(core, client, activation, change, permit, look).await?
+    };
     Ok(Pause { horizon: Some(horizon), whole: began.elapsed(), drain: drained - began, feed: fed - drained })
 }
 
@@ -147,7 +154,11 @@ async fn drain(core: &Core, client: &Client, options: &ActivateOptions) -> Resul
 }
 
 /// When the pause ends, by the database's clock, on ours.
-async fn deadline(core: &Core, client: &Client, activation: Started) -> Result<Instant, ActivateError> {
+pub(super) async fn deadline(
+    core: &Core,
+    client: &Client,
+    activation: Started,
+) -> Result<Instant, ActivateError> {
     let params: [&(dyn ToSql + Sync); 2] = [&activation.id, &activation.token];
     match core.store.query_opt(client, &core.store.sql.pause_left, &params).await? {
         Some(row) => Ok(Instant::now() + Duration::from_secs_f64(row.get("secs"))),
@@ -193,14 +204,25 @@ async fn switch(
     client: &Client,
     activation: Started,
     change: &Change,
-    horizon: Position,
-    drained_at: SystemTime,
+    look: Look,
 ) -> Result<(), ActivateError> {
-    let params: [&(dyn ToSql + Sync); 4] = [&activation.id, &activation.token, &horizon, &drained_at];
+    let params: [&(dyn ToSql + Sync); 4] = [&activation.id, &activation.token, &look.newest, &look.at];
     let (switched, set) = change_states(core, client, &core.store.sql.switch, &params).await?;
     let switched = switched.first().expect("BUG: a switch that does not say what became of it");
-    if switched.get::<_, i64>("done") == 0 {
+    if !has_switched(switched, change) {
         return Err(overtaken(core, client, activation).await?);
+    }
+    // The switch is committed. Without the new generation everybody looks again a little later.
+    if let Err(error) = set {
+        warn!(error = %chain(&error), "switched, but the generation was not set");
+    }
+    Ok(())
+}
+
+/// Whether the statement that switches did so; if not, it changed nothing.
+pub(super) fn has_switched(switched: &Row, change: &Change) -> bool {
+    if switched.get::<_, i64>("done") == 0 {
+        return false;
     }
     let moved = usize::try_from(switched.get::<_, i64>("moved")).unwrap_or_default();
     assert_eq!(
@@ -208,11 +230,7 @@ async fn switch(
         change.incoming.len() + change.outgoing.len(),
         "BUG: a switch moved other rows than it marked"
     );
-    // The switch is committed. Without the new generation everybody looks again a little later.
-    if let Err(error) = set {
-        warn!(error = %chain(&error), "switched, but the generation was not set");
-    }
-    Ok(())
+    true
 }
 
 /// Patches write the same rows: no pause.

@@ -18,8 +18,8 @@ use crate::words::position::{Position, Revision};
 impl Changeover {
     /// Appends events to a stream, in a transaction of its own.
     ///
-    /// One round trip; two for [`Expected::Any`], which waits for its turn at the stream; three where inline folds handle the
-    /// events.
+    /// One round trip; two where inline folds handle the events. [`Expected::Any`] waits for its turn at the stream, inside
+    /// that one.
     ///
     /// # Errors
     ///

@@ -261,20 +261,25 @@ async fn step_within(
         match step_once(core, permit, registered, up_to, limits).await {
             Ok(Stepped::Moved { .. }) if one_by_one > 1 => one_by_one -= 1,
             Ok(stepped) => return Ok(stepped),
-            Err(StepError::Store(error)) if error.is_outage() => {
-                return Err(ReplayError::rows(registered.id(), error.into()));
-            }
-            Err(StepError::Store(error)) => return Err(error.into()),
             Err(StepError::Project { source, .. }) if source.is_retryable() => {}
-            // Neither the projector nor an event is to be mended.
-            Err(StepError::Project { source, .. }) if source.is_outage() => {
-                return Err(ReplayError::rows(registered.id(), source));
+            Err(StepError::Project { source, events, .. }) if events > 1 && !source.is_outage() => {
+                one_by_one = events;
             }
-            Err(StepError::Project { events, .. }) if events > 1 => one_by_one = events,
-            Err(StepError::Project { first: (position, event_type), source, .. }) => {
-                let (projector, version) = registered.id();
-                return Err(ReplayError::Projector { projector, version, position, event_type, source });
-            }
+            Err(error) => return Err(failed(registered, error)),
+        }
+    }
+}
+
+/// Why a step failed whose batch held one event at most, or whose failure is no event's fault.
+pub(crate) fn failed(registered: &Registered, error: StepError) -> ReplayError {
+    match error {
+        // Neither the projector nor an event is to be mended.
+        StepError::Store(error) if error.is_outage() => ReplayError::rows(registered.id(), error.into()),
+        StepError::Store(error) => error.into(),
+        StepError::Project { source, .. } if source.is_outage() => ReplayError::rows(registered.id(), source),
+        StepError::Project { first: (position, event_type), source, .. } => {
+            let (projector, version) = registered.id();
+            ReplayError::Projector { projector, version, position, event_type, source }
         }
     }
 }

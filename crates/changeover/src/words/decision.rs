@@ -1,4 +1,5 @@
-//! What an instance may do, given its configuration and the states of all projectors. The table of the design, as code.
+//! What an instance may do, given its configuration and the states of all projectors: the table *Decision* of
+//! `ARCHITECTURE.md`, as code.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -21,6 +21,27 @@ fn invalid(what: &'static str, given: &str, rule: &'static str) -> InvalidName {
 
 const IDENTIFIER_RULE: &str =
     "a lower-case letter, then lower-case letters, digits and underscores, at most 40 in all";
+const SYSTEM_RULE: &str = "PostgreSQL keeps what begins with pg_, and information_schema, for itself";
+const RESERVED_RULE: &str = "SQL reserves this word";
+
+/// The words that cannot stand in SQL as the name of a schema without quotes, in any PostgreSQL from 12 to 18.
+#[rustfmt::skip] // Nobody reads it as a list of lines.
+const RESERVED: [&str; 101] = [
+    "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization", "binary", "both",
+    "case", "cast", "check", "collate", "collation", "column", "concurrently", "constraint", "create", "cross",
+    "current_catalog", "current_date", "current_role", "current_schema", "current_time", "current_timestamp",
+    "current_user", "default", "deferrable", "desc", "distinct", "do", "else", "end", "except", "false", "fetch", "for",
+    "foreign", "freeze", "from", "full", "grant", "group", "having", "ilike", "in", "initially", "inner", "intersect",
+    "into", "is", "isnull", "join", "lateral", "leading", "left", "like", "limit", "localtime", "localtimestamp",
+    "natural", "not", "notnull", "null", "offset", "on", "only", "or", "order", "outer", "overlaps", "placing",
+    "primary", "references", "returning", "right", "select", "session_user", "similar", "some", "symmetric",
+    "system_user", "table", "tablesample", "then", "to", "trailing", "true", "union", "unique", "user", "using",
+    "variadic", "verbose", "when", "where", "window", "with",
+];
+
+fn is_systems_own(name: &str) -> bool {
+    name.starts_with("pg_") || name == "information_schema"
+}
 
 fn is_identifier(name: &str) -> bool {
     let mut bytes = name.bytes();
@@ -62,10 +83,13 @@ impl FromStr for ProjectorName {
     type Err = InvalidName;
 
     fn from_str(name: &str) -> Result<Self, InvalidName> {
-        if is_identifier(name) {
-            Ok(Self(name.to_owned()))
-        } else {
+        if !is_identifier(name) {
             Err(invalid("projector name", name, IDENTIFIER_RULE))
+        } else if is_systems_own(name) {
+            // Its schemas are named after it: that of its tables, and that of its stable views.
+            Err(invalid("projector name", name, SYSTEM_RULE))
+        } else {
+            Ok(Self(name.to_owned()))
         }
     }
 }
@@ -76,6 +100,8 @@ impl FromStr for ProjectorName {
 /// use changeover::SchemaName;
 /// assert_eq!(SchemaName::default().as_str(), "changeover");
 /// assert!("drop table".parse::<SchemaName>().is_err());
+/// let error = "order".parse::<SchemaName>().unwrap_err();
+/// assert_eq!(error.to_string(), "schema name \"order\" was refused: SQL reserves this word");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -98,10 +124,14 @@ impl FromStr for SchemaName {
     type Err = InvalidName;
 
     fn from_str(name: &str) -> Result<Self, InvalidName> {
-        if is_identifier(name) && !name.starts_with("pg_") {
-            Ok(Self(name.to_owned()))
-        } else {
+        if !is_identifier(name) {
             Err(invalid("schema name", name, IDENTIFIER_RULE))
+        } else if is_systems_own(name) {
+            Err(invalid("schema name", name, SYSTEM_RULE))
+        } else if RESERVED.contains(&name) {
+            Err(invalid("schema name", name, RESERVED_RULE))
+        } else {
+            Ok(Self(name.to_owned()))
         }
     }
 }
@@ -190,6 +220,26 @@ mod tests {
         for bad in ["", "_a", "1a", "A", "a-b", "a b", "a\"b", "é", "a;drop"] {
             check(bad, false);
         }
+        // Its schemas are `user_v1` and a quoted "user".
+        check("user", true);
+        check("pg_user", false);
+        check("information_schema", false);
+    }
+
+    #[test]
+    fn a_schema_name_needs_no_quotes_and_is_not_the_systems_own() {
+        let check = |name: &str, said: Option<&str>| {
+            let refused = name.parse::<SchemaName>().err().map(|error| error.to_string());
+            let expected = said.map(|rule| format!("schema name {name:?} was refused: {rule}"));
+            assert_eq!(refused, expected);
+        };
+        check("ours", None);
+        check("users", None);
+        check("a-b", Some(IDENTIFIER_RULE));
+        check("pg_ours", Some(SYSTEM_RULE));
+        check("information_schema", Some(SYSTEM_RULE));
+        check("user", Some(RESERVED_RULE));
+        check("left", Some(RESERVED_RULE));
     }
 
     #[test]
