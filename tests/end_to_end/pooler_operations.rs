@@ -38,13 +38,13 @@ async fn indexes_that_live_tables_lack_are_built_over_a_direct_connection_alone(
     let direct = of::<1>(&database).await;
     activate(&direct).await;
     let pooler = PgBouncer::start(&database.config()).unwrap();
-    let pooled = through::<1>(&pooler).await;
+    let behind = through::<1>(&pooler).await;
     // With nothing missing there is nothing that takes more than a transaction.
-    let done = optimize(&pooled).await.unwrap();
+    let done = optimize(&behind).await.unwrap();
     assert_eq!((done.built.len(), done.analyzed.len()), (0, 3));
     client.batch_execute(&format!("DROP INDEX {INDEX}")).await.unwrap();
     for _ in 0..2 {
-        let refused = optimize(&pooled).await.unwrap_err();
+        let refused = optimize(&behind).await.unwrap_err();
         assert!(matches!(refused, OptimizeError::NeedsDirectConnection { .. }), "{refused:?}");
         let text = refused.to_string();
         assert!(text.contains("accounts 1.0.0") && text.contains("direct connection"), "{text}");
@@ -53,7 +53,7 @@ async fn indexes_that_live_tables_lack_are_built_over_a_direct_connection_alone(
     }
     let done = optimize(&direct).await.unwrap();
     assert_eq!((&done.built[..], done.concurrently), (&[INDEX.to_owned()][..], true));
-    assert_eq!(optimize(&pooled).await.unwrap().built, [""; 0]);
+    assert_eq!(optimize(&behind).await.unwrap().built, [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,25 +62,25 @@ async fn a_whole_upgrade_its_proof_and_a_prune_work_behind_a_pooler() {
     let client = with_history(&database, 0.82, 2_000).await;
     activate(&of::<1>(&database).await).await;
     let pooler = PgBouncer::start(&database.config()).unwrap();
-    let pooled = through::<2>(&pooler).await;
-    let upgraded = pooled.upgrade(&whole_upgrade::options(), &|_| {}).await.unwrap();
+    let behind = through::<2>(&pooler).await;
+    let upgraded = behind.upgrade(&whole_upgrade::options(), &|_| {}).await.unwrap();
     assert!(upgraded.activated.activation.is_some());
     assert_eq!(upgraded.steps.len(), 5, "{:?}", upgraded.steps);
     assert!(upgraded.verified.iter().all(changeover::Verified::is_equal) && upgraded.verified.len() == 1);
     is_the_same(&client).await;
 
     // Of live tables, page by page, each in a transaction that may be on another connection.
-    let equal = verify(&pooled, "accounts", &small_pages()).await;
+    let equal = verify(&behind, "accounts", &small_pages()).await;
     assert!(equal.is_equal() && equal.rows() > 100, "{equal:?}");
     let wrong = "UPDATE accounts_v2.accounts SET cents = cents + 1
                  WHERE id = (SELECT max(id) FROM accounts_v2.accounts)";
     assert_eq!(client.execute(wrong, &[]).await.unwrap(), 1);
-    assert_eq!(verify(&pooled, "accounts", &small_pages()).await.differences(), 1);
+    assert_eq!(verify(&behind, "accounts", &small_pages()).await.differences(), 1);
     assert_eq!(scratch(&client).await, [""; 0]);
 
     assert_eq!(there(&client).await, ["accounts_v1", "accounts_v2"]);
-    let pruned = prune(&pooled, 0).await;
+    let pruned = prune(&behind, 0).await;
     assert_eq!(pruned.dropped.len(), 1);
     assert_eq!(there(&client).await, ["accounts_v2"]);
-    assert_eq!(pooled.status().await.unwrap().projectors[0].projector, accounts());
+    assert_eq!(behind.status().await.unwrap().projectors[0].projector, accounts());
 }

@@ -299,11 +299,13 @@ mod tests {
             Arc::new(Self { says_ready, serves, asked: AtomicUsize::new(0), successor: successor.cloned() })
         }
 
+        #[expect(clippy::unused_async, reason = "what axum calls is async")]
         async fn readyz(State(instance): State<Arc<Self>>) -> axum::Json<Value> {
             let state = if instance.says_ready.load(Relaxed) { "active" } else { "waiting" };
             axum::Json(json!({ "state": state }))
         }
 
+        #[expect(clippy::unused_async, reason = "what axum calls is async")]
         async fn order(State(instance): State<Arc<Self>>) -> StatusCode {
             instance.asked.fetch_add(1, Relaxed);
             if instance.serves.load(Relaxed) {
