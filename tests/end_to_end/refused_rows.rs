@@ -19,14 +19,14 @@ enum NameEvent {
 
 #[derive(Row, Clone)]
 #[row(table = "names")]
-struct Name {
+struct Named {
     #[row(key)]
     name: String,
     note: String,
     times: i64,
 }
 
-impl Fold for Name {
+impl Fold for Named {
     type Event = NameEvent;
 
     fn keys(
@@ -50,7 +50,7 @@ impl FoldProjector for Names {
     const NAME: &'static str = "names";
     const VERSION: Version = Version::new(1, 0, 0);
     type Event = NameEvent;
-    type Tables = (Name,);
+    type Tables = (Named,);
 }
 
 const EVENTS: i64 = 30_000;

@@ -103,9 +103,9 @@ pub(crate) async fn step(
     let stepped = step_on(store, &mut client, permit, registered, up_to, limits).await?;
     // Who knows what statements of the projector's own have set.
     if registered.projector.needs_transaction() {
-        client.give_back()
+        client.give_back();
     } else {
-        client.give_back_untouched()
+        client.give_back_untouched();
     }
     Ok(stepped)
 }
@@ -299,11 +299,7 @@ async fn fold<'p>(
     Ok(decoded)
 }
 
-async fn ready<'d>(
-    store: &Store,
-    on: On<'_>,
-    statements: &[Load<'d>],
-) -> Result<Vec<Ready<'d>>, StoreError> {
+async fn ready<'d>(store: &Store, on: On<'_>, statements: &[Load<'d>]) -> Result<Vec<Ready<'d>>, StoreError> {
     let mut ready = Vec::with_capacity(statements.len());
     for statement in statements {
         ready.push(store.ready(on, statement.sql).await?);
@@ -333,8 +329,7 @@ async fn checkpoint(
     let Projected { from, to, events, folded } = projected;
     let (projector, major) = (registered.target.projector.as_str(), registered.major());
     let params: [&(dyn ToSql + Sync); 5] = [&projector, &major, &SHARD, from, to];
-    let (rows, moved) =
-        join(together(on, &write.ready, &write.rows), write.advance.query(on, &params)).await;
+    let (rows, moved) = join(together(on, &write.ready, &write.rows), write.advance.query(on, &params)).await;
     match (rows, folded) {
         (Err(source), Some(Folded { first, .. })) if !source.is_disconnect() => {
             let (first, source) = (first.clone(), source.into());

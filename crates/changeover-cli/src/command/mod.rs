@@ -73,7 +73,7 @@ pub enum Command {
     /// --from-schema they are moved, and views that can be read and written stay in their places. What came after the
     /// position is replayed; then this projector is activated. Interrupted, it goes on from there the next time.
     #[command(display_order = 114, after_help = EXIT_CODES)]
-    Adopt(AdoptArgs),
+    Adopt(Box<AdoptArgs>),
     /// Build the indexes that tables should have and that are missing, and let the planner know of their rows
     ///
     /// A replay does so after its bulk. This is for an index that a version has got since or that somebody dropped, and for tables

@@ -46,7 +46,7 @@ pub(super) async fn feed_and_switch(
             Err(Stopped::Again) => continue,
             Err(Stopped::For(error)) => return Err(error),
         }
-        let fed = Instant::now();
+        let all_in = Instant::now();
         let params: [&(dyn ToSql + Sync); 4] = [&activation.id, &activation.token, &look.newest, &look.at];
         let switched = core.store.query_one(&tx, &core.store.sql.switch, &params).await?;
         if !has_switched(&switched, change) {
@@ -55,7 +55,7 @@ pub(super) async fn feed_and_switch(
         }
         tx.commit().await.map_err(StoreError::from)?;
         announce(core, client).await;
-        return Ok(fed);
+        return Ok(all_in);
     }
 }
 

@@ -224,7 +224,7 @@ mod tests {
         // The last of those waits until 1,020. Then nothing for a minute.
         assert_eq!(through(&mut schedule, started, 60_000, 1_000), 1_000 + 40);
         // Sleeping took a little longer: that is made up for.
-        let now = started + Duration::from_secs(120);
+        let now = started + Duration::from_mins(2);
         schedule.wait(20, now);
         let late = schedule.wait(20, now) + Duration::from_millis(30);
         assert_eq!(schedule.wait(20, now + late), Duration::ZERO);
