@@ -68,7 +68,9 @@ WITH ours AS (
     UNION ALL
     SELECT 2, sequencename, 0, format('SEQUENCE %s %s START %s MINVALUE %s MAXVALUE %s INCREMENT %s CACHE %s%s, last_value %s',
            sequencename, data_type, start_value, min_value, max_value, increment_by, cache_size,
-           CASE WHEN cycle THEN ' CYCLE' ELSE '' END, coalesce(last_value::text, 'none'))
+           CASE WHEN cycle THEN ' CYCLE' ELSE '' END,
+           -- Whoever migrates sets it, to the clock.
+           CASE WHEN sequencename = 'generation' AND last_value > 0 THEN 'set' ELSE coalesce(last_value::text, 'none') END)
     FROM pg_sequences WHERE schemaname = 'changeover'
     UNION ALL
     SELECT 3, p.proname, 0, 'FUNCTION ' || p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'changeover'::regnamespace

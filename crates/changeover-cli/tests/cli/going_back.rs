@@ -149,12 +149,10 @@ async fn old_instances_follow_whichever_of_them_is_frozen_or_killed() {
     place(&new, 60..90).await;
     eventually(SOON, caught_up).await;
 
-    // Frozen in the middle of a batch, it is waited for, and named.
+    // Frozen in the middle of a batch, it is waited for, and named: rows were loaded, and nothing comes of them.
     let mut locker = database.client().await;
     let lock = locker.transaction().await.unwrap();
-    lock.execute("INSERT INTO orders_v1.orders (id, customer) VALUES ('order-95', 'somebody')", &[])
-        .await
-        .unwrap();
+    lock.batch_execute("LOCK TABLE orders_v1.orders IN ACCESS EXCLUSIVE MODE").await.unwrap();
     place(&new, 90..100).await;
     let waits =
         "SELECT pid FROM pg_stat_activity WHERE application_name = 'host 1.0.0' AND wait_event_type = 'Lock'
