@@ -272,8 +272,9 @@ async fn the_plans_of_the_hot_statements_are_what_was_reviewed() {
     found = found.replace(&format!("'{{{events},{states}}}'::oid"), "'{<events>,<projector_states>}'::oid");
     let version =
         client.query_one("SELECT current_setting('server_version_num')::integer / 10000", &[]).await.unwrap();
-    if version.get::<_, i32>(0) == PLANS_OF {
-        golden("plans.txt", &found);
+    match version.get::<_, i32>(0) {
+        PLANS_OF => golden("plans.txt", &found),
+        other => eprintln!("reviewed on PostgreSQL {PLANS_OF}: the plans of {other} are not compared"),
     }
 }
 

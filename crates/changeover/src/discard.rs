@@ -163,6 +163,11 @@ async fn plan_on(
             not("its rows were adopted, and the log need not hold what they were made of; `adopt` goes on with it".to_owned()),
         );
     }
+    if row.get("counted") {
+        return Err(not(
+            "it was active before, and its rows are the way back; `rollback` goes on with it, and once it has retired again `prune` drops its tables".to_owned(),
+        ));
+    }
     Ok(Abandoned {
         projector: projector.clone(),
         versions: sharing.into_iter().map(|row| row.version).collect(),

@@ -62,8 +62,10 @@ async fn follow(core: Arc<Core>, registered: Arc<Registered>, stop: Cancellation
 
 /// What became of one try to publish.
 enum Published {
-    /// The checkpoint moved; there may be more.
+    /// The checkpoint moved, and there is more.
     Some,
+    /// The checkpoint moved to the horizon. What came since is told by whoever watches the end of the log.
+    All,
     /// There is nothing to do up to the horizon.
     Nothing,
     /// Not now: another instance is at it.
@@ -91,8 +93,16 @@ async fn feed(
                 core.published.wake();
                 continue;
             }
-            Ok(Published::Nothing) if registered.target.delivery == Delivery::Inline => Some(FOLLOWING),
-            Ok(Published::Nothing) => core.signals.timer.map(|timer| timer.max(IDLE)),
+            Ok(published @ (Published::All | Published::Nothing)) => {
+                if let Published::All = published {
+                    failures.over();
+                    core.published.wake();
+                }
+                match registered.target.delivery {
+                    Delivery::Inline => Some(FOLLOWING),
+                    Delivery::Background => core.signals.timer.map(|timer| timer.max(IDLE)),
+                }
+            }
             Ok(Published::Busy) => Some(BUSY),
             Ok(Published::Refused) => Some(REFUSED_POLL),
             Err(failed) => failures.note(&core, &registered, failed).await,
@@ -123,9 +133,9 @@ async fn publish_next(core: &Core, registered: &Registered, limits: Limits) -> R
     let client = core.background().await?;
     let permit = Permit { generation: decided.generation, until: None, attempt: None };
     Ok(match step(&core.store, client, permit, registered, UpTo::Horizon, limits).await? {
-        Stepped::Moved { events, to, .. } => {
+        Stepped::Moved { events, to, horizon } => {
             debug!(projector = %registered.target.projector, events, position = %to, "published");
-            Published::Some
+            if to >= horizon { Published::All } else { Published::Some }
         }
         Stepped::Nothing { .. } => Published::Nothing,
         Stepped::Busy => Published::Busy,

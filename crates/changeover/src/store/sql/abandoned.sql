@@ -9,6 +9,14 @@ SELECT coalesce(s.position, w.position) AS position, w.adopted IS NOT NULL OR w.
        (SELECT count(*) FROM {schema}.instances i
         WHERE i.last_seen > clock_timestamp() - $3 * interval '1 second'
           AND split_part(i.configuration ->> w.projector, '.', 1) = w.major::text) AS instances,
+       -- Whether these very tables counted before: then they are the way back, whoever began to go it and did not get there.
+       EXISTS (SELECT FROM {schema}.activations a
+               WHERE a.outcome = 'activated'
+                 AND w.major::text IN (split_part(a.from_configuration ->> w.projector, '.', 1),
+                                       split_part(a.to_configuration ->> w.projector, '.', 1))
+                 AND a.ended_at > coalesce((SELECT max(p.pruned_at) FROM {schema}.pruned_versions p
+                                            WHERE p.projector = w.projector
+                                              AND split_part(p.version, '.', 1) = w.major::text), '-infinity')) AS counted,
        (SELECT format('activation %s by %s', a.id, a.requested_by) FROM {schema}.activations a
         WHERE a.ended_at IS NULL AND split_part(a.to_configuration ->> w.projector, '.', 1) = w.major::text
           AND (a.activating_at IS NOT NULL OR a.last_seen > clock_timestamp() - $4 * interval '1 second')
