@@ -1,10 +1,13 @@
 //! Events to and from `(type, data)`: an enum's variant is the type, what it holds is the data.
 
 mod finite;
+mod limits;
 
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, VariantAccess, Visitor};
 use serde::ser::{self, Impossible, Serialize};
 use serde_json::value::RawValue;
+
+use self::limits::{DEEPEST, holds_nul, is_too_deep};
 
 /// An event that cannot be written as `(type, data)`.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +50,6 @@ pub enum EncodeError {
         event_type: String,
     },
 }
-
-/// As deep as serde_json decodes: arrays and objects in one another.
-const DEEPEST: usize = 127;
 
 /// An event as the log stores it.
 #[derive(Debug)]
@@ -95,39 +95,6 @@ fn readable_json(event_type: &str, json: String) -> Result<Box<RawValue>, Encode
     }
     RawValue::from_string(json)
         .map_err(|source| EncodeError::Json { event_type: event_type.to_owned(), source })
-}
-
-/// Whether JSON text escapes a U+0000: the escape's backslash must not itself be escaped.
-fn holds_nul(json: &str) -> bool {
-    json.match_indices("\\u0000").any(|(at, _)| {
-        let backslashes_before = json[..at].bytes().rev().take_while(|byte| *byte == b'\\').count();
-        backslashes_before % 2 == 0
-    })
-}
-
-/// Whether JSON text is nested too deep to be decoded. Parsing it as raw JSON does not tell: that needs no recursion.
-fn is_too_deep(json: &str) -> bool {
-    let opens = |byte: &u8| matches!(byte, b'[' | b'{');
-    // All but a few have not even that many brackets.
-    if json.as_bytes().iter().filter(|byte| opens(byte)).count() <= DEEPEST {
-        return false;
-    }
-    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
-    for byte in json.as_bytes() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => in_text = !in_text,
-            _ if in_text => {}
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth -= 1,
-            _ => {}
-        }
-        if depth > DEEPEST {
-            return true;
-        }
-    }
-    false
 }
 
 /// Decodes an event. The error says where the data does not fit, never what it holds.

@@ -24,6 +24,7 @@ use tracing::{debug, info};
 
 use super::begun::Begun;
 use super::claims::Claims;
+use super::counted::{Counted, Events};
 use super::fault::{Ended, Failed, Refused, next};
 use super::options::Throttle;
 use super::place::{Checkpoint, Place, Stopped, Writers};
@@ -56,17 +57,6 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// How often is looked how far the log has grown.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// Events that went through, by projector.
-pub(super) type Events = BTreeMap<ProjectorName, Counted>;
-
-/// Events that one projector has handled.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Counted {
-    pub(super) events: u64,
-    /// Up to here. What is read once more, since shards were shared out anew, does not count again.
-    up_to: Position,
-}
 
 /// Replays what is far behind. What cannot be replayed in parallel, and what is not far behind, is left as it is.
 pub(super) async fn replay(
@@ -305,13 +295,6 @@ struct Fed {
     /// Those of ours; none any more once it has failed.
     inputs: Vec<mpsc::Sender<Arc<Stretch>>>,
     counted: Counted,
-}
-
-impl Counted {
-    fn count(&mut self, events: u64, reached: Position) {
-        self.events += events;
-        self.up_to = self.up_to.max(reached);
-    }
 }
 
 impl Fed {

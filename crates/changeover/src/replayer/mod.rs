@@ -6,6 +6,7 @@
 mod begun;
 mod bulk;
 pub(crate) mod claims;
+mod counted;
 mod error;
 mod fault;
 mod follow;
