@@ -136,10 +136,16 @@ async fn old_instances_follow_whichever_of_them_is_frozen_or_killed() {
     let in_a_batch = "SELECT count(*) FROM pg_stat_activity
                       WHERE application_name = 'host 1.0.0' AND state LIKE 'idle in transaction%'
                       AND datname = current_database()";
-    serving[0].freeze().unwrap();
-    while number(&client, in_a_batch).await > 0 {
-        serving[0].thaw().unwrap();
+    let at_work = "SELECT count(*) FROM pg_stat_activity
+                   WHERE application_name = 'host 1.0.0' AND state = 'active' AND datname = current_database()";
+    loop {
         serving[0].freeze().unwrap();
+        // What it has sent is answered first: it may open a batch.
+        eventually(SOON, || async { number(&client, at_work).await == 0 }).await;
+        if number(&client, in_a_batch).await == 0 {
+            break;
+        }
+        serving[0].thaw().unwrap();
     }
     place(&new, 30..60).await;
     eventually(SOON, caught_up).await;
