@@ -15,8 +15,11 @@ use crate::copied::CopiedEvent;
 use crate::words::event::Recorded;
 
 /// What is decoded of some events, by the type that they were decoded into.
-#[derive(Default)]
-pub(crate) struct DecodedOnce(Vec<(TypeId, Arc<dyn Any + Send + Sync>)>);
+pub(crate) struct DecodedOnce {
+    /// The event types that are read, among which an event has the place of its own.
+    names: Arc<[String]>,
+    decoded: Vec<(TypeId, Arc<dyn Any + Send + Sync>)>,
+}
 
 /// Events up to the first one that does not decode.
 pub(super) struct Decoded<E> {
@@ -32,29 +35,38 @@ enum Wrong {
 }
 
 impl DecodedOnce {
+    /// Nothing yet.
+    pub(crate) fn new(names: Arc<[String]>) -> Self {
+        Self { names, decoded: Vec::new() }
+    }
+
+    /// Room for the types of so many events.
+    pub(super) fn types(&self, events: usize) -> Types {
+        Types { names: self.names.clone(), of: Vec::with_capacity(events) }
+    }
+
     /// The events decoded as `E`. Of one value all calls are to be about the same events.
     pub(super) fn get<E: DeserializeOwned + Send + Sync + 'static>(
         &mut self,
         copied: &[CopiedEvent<'_>],
     ) -> Arc<Decoded<E>> {
-        let known = self.0.iter().find(|(of, _)| *of == TypeId::of::<E>());
+        let known = self.decoded.iter().find(|(of, _)| *of == TypeId::of::<E>());
         if let Some(decoded) = known.and_then(|(_, decoded)| decoded.clone().downcast().ok()) {
             return decoded;
         }
-        let decoded = Arc::new(Decoded::<E>::of(copied));
-        self.0.push((TypeId::of::<E>(), decoded.clone()));
+        let decoded = Arc::new(Decoded::<E>::of(copied, self.types(copied.len())));
+        self.decoded.push((TypeId::of::<E>(), decoded.clone()));
         decoded
     }
 }
 
 impl<E: DeserializeOwned> Decoded<E> {
-    fn of(copied: &[CopiedEvent<'_>]) -> Self {
+    fn of(copied: &[CopiedEvent<'_>], mut types: Types) -> Self {
         let mut events: Vec<Recorded<E>> = Vec::with_capacity(copied.len());
-        let mut types = Types::default();
         let decoding = catch_unwind(AssertUnwindSafe(|| {
             for event in copied {
                 events.push(event.recorded(codec::decode(event.event_type, event.data)?));
-                types.push(event.event_type);
+                types.push(event);
             }
             Ok(())
         }));
@@ -89,18 +101,13 @@ pub(super) fn panicked(event: &CopiedEvent<'_>) -> ProjectError {
 /// The type of each event, which is needed only where something is wrong with it.
 #[derive(Default)]
 pub(super) struct Types {
-    names: Vec<String>,
+    names: Arc<[String]>,
     of: Vec<u16>,
 }
 
 impl Types {
-    pub(super) fn push(&mut self, event_type: &str) {
-        let known = self.names.iter().position(|name| name == event_type);
-        let at = known.unwrap_or_else(|| {
-            self.names.push(event_type.to_owned());
-            self.names.len() - 1
-        });
-        self.of.push(u16::try_from(at).expect("BUG: a projector of more than 65,535 event types"));
+    pub(super) fn push(&mut self, event: &CopiedEvent<'_>) {
+        self.of.push(event.of_type);
     }
 
     pub(super) fn get(&self, event: usize) -> String {

@@ -147,7 +147,9 @@ pub(super) fn split<T: Fold>(
     shards: usize,
     at: &Cell<usize>,
 ) -> Piece {
-    let mut touches: Touches<T::Key> = (0..shards).map(|_| Vec::new()).collect();
+    // What most events touch is one row; and no shard has just its share of them.
+    let share = events.len() / shards;
+    let mut touches: Touches<T::Key> = (0..shards).map(|_| Vec::with_capacity(share + share / 8)).collect();
     let mut own: Vec<T::Key> = Vec::new();
     let mut bytes = BytesMut::with_capacity(64);
     for (place, event) in events.iter().enumerate() {

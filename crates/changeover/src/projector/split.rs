@@ -92,11 +92,11 @@ impl<P: SqlProjector> Parallel for Running<P> {
         &self,
         copied: &[CopiedEvent<'_>],
         shards: usize,
-        _once: &mut DecodedOnce,
+        once: &mut DecodedOnce,
     ) -> (Piece, Option<ProjectError>) {
         let part = |_| Part::<P::Event> {
             events: Vec::with_capacity(copied.len() / shards),
-            types: Types::default(),
+            types: once.types(copied.len() / shards),
         };
         let mut parts: SqlPiece<P::Event> = (0..shards).map(part).collect();
         let at = Cell::new(0);
@@ -113,7 +113,7 @@ impl<P: SqlProjector> Parallel for Running<P> {
                     _ => 0,
                 };
                 parts[part].events.push(recorded);
-                parts[part].types.push(event.event_type);
+                parts[part].types.push(event);
             }
             Ok(())
         }));

@@ -74,7 +74,7 @@ pub(super) struct Reader {
 struct Shared {
     reading: Reading,
     /// The event types that any of the projectors handles, sorted.
-    types: Vec<String>,
+    types: Arc<[String]>,
     /// Nearly all events are of these types, so the server sends all of them.
     nearly_all: AtomicBool,
     /// Memory of tuples that were decoded.
@@ -82,10 +82,6 @@ struct Shared {
 }
 
 impl Shared {
-    fn handles(&self, event_type: &str) -> bool {
-        is_one_of(&self.types, event_type)
-    }
-
     fn tuples(&self) -> Tuples {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
@@ -120,9 +116,15 @@ impl Tuples {
         self.ends.push(self.bytes.len());
     }
 
-    fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let begins = std::iter::once(0).chain(self.ends.iter().copied());
-        begins.zip(&self.ends).map(|(begin, end)| &self.bytes[begin..*end])
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
+        (0..self.len()).map(|at| {
+            let begin = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+            &self.bytes[begin..self.ends[at]]
+        })
     }
 }
 
@@ -218,7 +220,7 @@ async fn read(
                 tuples.push(tuple);
                 read += 1;
             }
-            if tuples.bytes.len() >= reading.piece_bytes || tuples.ends.len() >= reading.piece_events {
+            if tuples.bytes.len() >= reading.piece_bytes || tuples.len() >= reading.piece_events {
                 let full = std::mem::replace(&mut tuples, shared.tuples());
                 if !decode(shared, full, None, all, sender).await {
                     return Ok(());
@@ -264,16 +266,15 @@ fn stretch(
     all: bool,
 ) -> Result<Stretch, StoreError> {
     let reading = &shared.reading;
-    let mut events = tuples.iter().map(CopiedEvent::parse).collect::<Result<Vec<_>, _>>()?;
+    let mut events = Vec::with_capacity(tuples.len());
+    for tuple in tuples.iter() {
+        events.extend(CopiedEvent::parse(tuple, &shared.types)?);
+    }
     let reached = reached
-        .or_else(|| events.last().map(|last| last.position))
+        .or_else(|| tuples.iter().next_back().and_then(CopiedEvent::position))
         .expect("BUG: a stretch without events, and without an end");
-    if all {
-        let read = events.len();
-        events.retain(|event| shared.handles(event.event_type));
-        if events.len() * 100 < read * NEARLY_ALL {
-            shared.nearly_all.store(false, Relaxed);
-        }
+    if all && events.len() * 100 < tuples.len() * NEARLY_ALL {
+        shared.nearly_all.store(false, Relaxed);
     }
     let mut kinds: Vec<Kind<'_>> = Vec::new();
     let parts = reading.readers.iter().map(|reader| {
@@ -303,26 +304,23 @@ impl<'e> Kind<'e> {
         kinds: &'k mut Vec<Self>,
         types: &'e [String],
         all: &'e [CopiedEvent<'e>],
-        everybodys: &[String],
+        everybodys: &Arc<[String]>,
     ) -> &'k mut Self {
         let known = kinds.iter().position(|kind| kind.types == types);
         let at = known.unwrap_or_else(|| {
-            let events = if types == everybodys {
+            let events = if types == &**everybodys {
                 Cow::Borrowed(all)
             } else {
-                let own = all.iter().filter(|event| is_one_of(types, event.event_type));
-                Cow::Owned(own.copied().collect())
+                let is_own = |event: &&CopiedEvent<'_>| {
+                    types.binary_search_by(|own| own.as_str().cmp(event.event_type)).is_ok()
+                };
+                Cow::Owned(all.iter().filter(is_own).copied().collect())
             };
-            kinds.push(Self { types, events, decoded: DecodedOnce::default() });
+            kinds.push(Self { types, events, decoded: DecodedOnce::new(everybodys.clone()) });
             kinds.len() - 1
         });
         &mut kinds[at]
     }
-}
-
-/// Whether a type is one of several, which are sorted.
-fn is_one_of(types: &[String], event_type: &str) -> bool {
-    types.binary_search_by(|known| known.as_str().cmp(event_type)).is_ok()
 }
 
 /// Text as a literal: `COPY` takes no parameters.
