@@ -210,7 +210,7 @@ async fn one(
             // What is due after the bulk, and was not done.
             let begun = Begun::join(store, &client, registered).await?;
             let pace = Pace { max_connections: options.max_connections + 1, ..Pace::default() };
-            let _ = indexes::build(core, &begun, &pace, on_progress).await?;
+            let _ = indexes::build(core, &client, &begun, &pace, on_progress).await?;
             let after = secondary(store, &client, &registered.schema).await?;
             let new = after.iter().filter(|index| !before.contains(index));
             built.extend(new.map(|index| index.identity(registered)));
@@ -240,11 +240,13 @@ async fn one(
         let at = indexes::at(core, &client, registered).await?;
         // An index that is built beside others would wait for the snapshot of the last statement.
         client.batch_execute(claims::RELEASE_SNAPSHOT).await.map_err(StoreError::from)?;
-        indexes::run(core, registered, &statements, options.max_connections, at, on_progress).await?;
+        // Somebody else may have built them since we looked.
+        built.extend(
+            indexes::run(core, registered, &statements, options.max_connections, at, on_progress).await?,
+        );
         client.batch_execute("COMMIT").await.map_err(StoreError::from)?;
-        built.extend(missing.iter().map(|index| index.identity(registered)));
     }
-    let analyzed = indexes::analyze(core, registered, options.max_connections).await?;
+    let analyzed = indexes::analyze(store, &client, registered, options.max_connections).await?;
     Ok(optimized(registered, built, live, analyzed, started))
 }
 

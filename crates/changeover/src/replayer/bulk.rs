@@ -61,6 +61,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Replays what is far behind. What cannot be replayed in parallel, and what is not far behind, is left as it is.
 pub(super) async fn replay(
     core: &Core,
+    client: &Client,
     wanted: &[Begun],
     pace: &Pace,
     started: Instant,
@@ -72,16 +73,15 @@ pub(super) async fn replay(
     if core.store.path != Path::Direct {
         return Ok(events);
     }
-    let client = core.store.single().await?;
     let mut known = BTreeSet::new();
     let mut refused = None::<Refused>;
     loop {
-        let open = open(core, &client, wanted, pace, &mut known).await?;
+        let open = open(core, client, wanted, pace, &mut known).await?;
         let Some((open, up_to)) = next(open, &mut refused) else { return Ok(events) };
-        let round = Round { core, pace, on_progress, started, end: Some(&client), up_to, without: &[] };
+        let round = Round { core, pace, on_progress, started, end: Some(client), up_to, without: &[] };
         let ended = match refused.take_if(|refused| refused.is_one()) {
-            None => round.run(&client, &open, &mut events, throttled).await?,
-            Some(refused) => refused.named(core, &client).await?,
+            None => round.run(client, &open, &mut events, throttled).await?,
+            Some(refused) => refused.named(core, client).await?,
         };
         match ended {
             Ended::Done => {}
@@ -93,7 +93,7 @@ pub(super) async fn replay(
                 let one: Vec<Open> =
                     open.into_iter().filter(|open| open.registered.id().0 == failed.projector).collect();
                 let round = Round { up_to: before, ..round };
-                match round.run(&client, &one, &mut events, throttled).await? {
+                match round.run(client, &one, &mut events, throttled).await? {
                     Ended::Refused(earlier) => refused = Some(earlier),
                     Ended::Done | Ended::Failed(_) => return Err(failed.into()),
                 }
@@ -508,7 +508,7 @@ impl Round<'_> {
             span: span(fed, &self.pace.throttle),
             without: self.without.to_vec(),
             connections: self.readers(),
-            piece_bytes: piece_bytes.clamp(64 << 10, 4 << 20),
+            piece_bytes: piece_bytes.clamp(64 << 10, 2 << 20),
             piece_events: self.pace.throttle.at_once().unwrap_or(usize::MAX),
         });
         let (mut end, mut at) = (End { horizon: self.up_to, looked: None }, after);

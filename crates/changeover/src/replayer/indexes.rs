@@ -4,9 +4,11 @@
 //! A process that is killed leaves its statements to the server, which goes on with them for a while. So whoever builds an index
 //! locks its name, on the very connection that builds it: nobody else begins with it before that statement has ended.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, TryStreamExt};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_postgres::{CancelToken, Client, NoTls};
@@ -54,6 +56,7 @@ pub(crate) fn claim_name(store: &Store, registered: &Registered) -> String {
 /// Builds what has to be there before the bulk.
 pub(super) async fn before_the_bulk(
     core: &Core,
+    client: &Client,
     begun: &Begun,
     pace: &Pace,
     on_progress: OnProgress<'_>,
@@ -61,21 +64,22 @@ pub(super) async fn before_the_bulk(
     match begun.registered.indexes {
         Indexes::Each(_) => Ok(()),
         // The planner takes tables that nobody has analyzed for larger than empty ones.
-        Indexes::Whole(_) => build(core, begun, pace, on_progress).await.map(drop),
+        Indexes::Whole(_) => build(core, client, begun, pace, on_progress).await.map(drop),
     }
 }
 
 /// Builds what is missing, and lets the planner know of the rows: of those `events` came from here.
 pub(super) async fn after_the_bulk(
     core: &Core,
+    client: &Client,
     begun: &Begun,
     pace: &Pace,
     events: u64,
     on_progress: OnProgress<'_>,
 ) -> Result<(), ReplayError> {
-    let built = build(core, begun, pace, on_progress).await?;
+    let built = build(core, client, begun, pace, on_progress).await?;
     if built || (events > 0 && matches!(begun.registered.indexes, Indexes::Whole(_))) {
-        analyze(core, &begun.registered, at_once(pace)).await?;
+        analyze(&core.store, client, &begun.registered, at_once(pace)).await?;
     }
     Ok(())
 }
@@ -87,19 +91,19 @@ fn at_once(pace: &Pace) -> usize {
 /// Builds what is missing, one process at a time, several indexes at once. False where nothing was.
 pub(crate) async fn build(
     core: &Core,
+    client: &Client,
     begun: &Begun,
     pace: &Pace,
     on_progress: OnProgress<'_>,
 ) -> Result<bool, ReplayError> {
     let (store, registered) = (&core.store, &*begun.registered);
-    let client = store.single().await?;
     let execute = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
     let claim = claim_name(store, registered);
     loop {
-        if registration::is_indexed(store, &client, registered).await? {
+        if registration::is_indexed(store, client, registered).await? {
             return Ok(false);
         }
-        if claims::begin(store, &client, &claim).await? {
+        if claims::begin(store, client, &claim).await? {
             break;
         }
         sleep(BUSY).await;
@@ -115,17 +119,17 @@ pub(crate) async fn build(
             });
             let statements: Vec<Statement> = statements.collect();
             if !statements.is_empty() {
-                let at = at(core, &client, registered).await?;
+                let at = at(core, client, registered).await?;
                 execute(RELEASE_SNAPSHOT).await?;
-                run(core, registered, &statements, at_once(pace), at, on_progress).await?;
+                let _ = run(core, registered, &statements, at_once(pace), at, on_progress).await?;
             }
         }
         Indexes::Whole(statements) if statements.is_empty() => {}
         Indexes::Whole(statements) => {
-            let mut at = at(core, &client, registered).await?;
+            let mut at = at(core, client, registered).await?;
             at.indexing = Some(Indexing { built: 0, of: 1, percent: 0 });
             on_progress(&at);
-            let given_up = Cancel::unless_done(&client);
+            let given_up = Cancel::unless_done(client);
             execute("SET LOCAL statement_timeout = 0").await?;
             execute(statements).await?;
             given_up.done();
@@ -133,7 +137,7 @@ pub(crate) async fn build(
     }
     let params: [&(dyn postgres_types::ToSql + Sync); 3] =
         [&registered.target.projector.as_str(), &registered.major(), &begun.attempt];
-    if store.query_opt(&client, &store.sql.indexed, &params).await?.is_none() {
+    if store.query_opt(client, &store.sql.indexed, &params).await?.is_none() {
         let (projector, version) = registered.id();
         return Err(ReplayError::StartedOver { projector, version });
     }
@@ -161,7 +165,7 @@ pub(crate) async fn at(
     })
 }
 
-/// Builds indexes, so many at once, each on a connection of its own.
+/// Builds indexes, so many at once, each on a connection of its own. Returns those that were not there by then, in their order.
 pub(crate) async fn run(
     core: &Core,
     registered: &Registered,
@@ -169,11 +173,11 @@ pub(crate) async fn run(
     at_once: usize,
     at: ReplayProgress,
     on_progress: OnProgress<'_>,
-) -> Result<(), StoreError> {
+) -> Result<Vec<String>, StoreError> {
     let (store, started) = (&core.store, Instant::now());
     let watcher = store.single().await?;
     let of = u32::try_from(statements.len()).unwrap_or(u32::MAX);
-    let (mut built, mut percent) = (0, 0);
+    let (mut built, mut percent, mut were_there) = (0, 0, BTreeSet::new());
     let mut waiting = statements.iter().cloned();
     let mut running = JoinSet::new();
     loop {
@@ -186,8 +190,8 @@ pub(crate) async fn run(
         on_progress(&ReplayProgress { indexing, elapsed: started.elapsed(), ..at.clone() });
         tokio::select! {
             done = running.join_next() => {
-                let Some(done) = done else { return Ok(()) };
-                done.expect("BUG: a statement panicked")?;
+                let Some(done) = done else { break };
+                were_there.extend(done.expect("BUG: a statement panicked")?);
                 built += 1;
             }
             () = sleep(LOOK) => {
@@ -196,10 +200,12 @@ pub(crate) async fn run(
             }
         }
     }
+    let names = statements.iter().map(|statement| &statement.index);
+    Ok(names.filter(|index| !were_there.contains(*index)).cloned().collect())
 }
 
-/// Builds one, unless it is there by the time that nobody else is at it.
-async fn build_one(store: Arc<Store>, statement: Statement) -> Result<(), StoreError> {
+/// Builds one. Returns it if it was there by the time that nobody else was at it.
+async fn build_one(store: Arc<Store>, statement: Statement) -> Result<Option<String>, StoreError> {
     let Statement { index, lock, create, discard, live } = statement;
     let client = store.single().await?;
     let execute = async |sql: &str| client.batch_execute(sql).await.map_err(StoreError::from);
@@ -238,7 +244,7 @@ async fn build_one(store: Arc<Store>, statement: Statement) -> Result<(), StoreE
         execute("COMMIT").await?;
     }
     given_up.done();
-    Ok(())
+    Ok((is_valid == Some(true)).then_some(index))
 }
 
 /// The tables of a version.
@@ -247,36 +253,29 @@ async fn tables(store: &Store, client: &Client, registered: &Registered) -> Resu
     Ok(rows.iter().map(|row| row.get("name")).collect())
 }
 
-/// Lets the planner know of the rows. Returns the tables.
+/// Lets the planner know of the rows, of so many tables at once: of the first on a connection that is there. Returns the tables.
 pub(crate) async fn analyze(
-    core: &Core,
+    store: &Store,
+    client: &Client,
     registered: &Registered,
     at_once: usize,
 ) -> Result<Vec<String>, StoreError> {
-    let store = &core.store;
-    let tables = tables(store, &store.single().await?, registered).await?;
-    let mut running = JoinSet::new();
-    for table in &tables {
-        if running.len() >= at_once.max(1)
-            && let Some(done) = running.join_next().await
-        {
-            done.expect("BUG: a statement panicked")?;
-        }
-        // A role's own limit is for its usual statements.
-        let statement = format!("BEGIN; SET LOCAL statement_timeout = 0; ANALYZE {table}; COMMIT");
-        let store = store.clone();
-        running.spawn(async move {
-            let client = store.single().await?;
-            let given_up = Cancel::unless_done(&client);
-            client.batch_execute(&statement).await?;
-            given_up.done();
-            Ok::<_, StoreError>(())
-        });
-    }
-    while let Some(done) = running.join_next().await {
-        done.expect("BUG: a statement panicked")?;
-    }
+    let tables = tables(store, client, registered).await?;
+    stream::iter(tables.iter().enumerate().map(Ok))
+        .try_for_each_concurrent(at_once.max(1), async |(at, table)| match at {
+            0 => analyze_one(client, table).await,
+            _ => analyze_one(&store.single().await?, table).await,
+        })
+        .await?;
     Ok(tables)
+}
+
+async fn analyze_one(client: &Client, table: &str) -> Result<(), StoreError> {
+    let given_up = Cancel::unless_done(client);
+    // A role's own limit is for its usual statements.
+    client.batch_execute(&format!("BEGIN; SET LOCAL statement_timeout = 0; ANALYZE {table}; COMMIT")).await?;
+    given_up.done();
+    Ok(())
 }
 
 /// Cancels what a connection is at, if nobody waits for it any more.

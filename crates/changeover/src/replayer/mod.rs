@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
+use tokio_postgres::Client;
 use tracing::info;
 
 pub(crate) use self::begun::Begun;
@@ -63,13 +64,14 @@ pub(crate) async fn replay(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let shown = Shown::begin(core, Purpose::Replay, wanted, Some(&options.requested_by)).await;
+    let shown = Shown::begin(core, Purpose::Replay, wanted, Some(&options.requested_by));
+    let (shown, client) = tokio::join!(shown, core.store.single());
     let report = |progress: &ReplayProgress| {
         shown.note(progress);
         on_progress(progress);
     };
     let aborted = |projector, version, by| ReplayError::Aborted { projector, version, by };
-    let done = shown.until(Box::pin(replay_all(core, wanted, options, &report)), aborted).await;
+    let done = shown.until(Box::pin(replay_all(core, client, wanted, options, &report)), aborted).await;
     shown.end().await;
     done
 }
@@ -78,12 +80,13 @@ pub(crate) async fn replay(
 /// together, then their indexes, then what came meanwhile, by the same step as live publishing.
 async fn replay_all(
     core: &Core,
+    client: Result<Client, StoreError>,
     wanted: &[Arc<Registered>],
     options: &ReplayOptions,
     on_progress: OnProgress<'_>,
 ) -> Result<Vec<CaughtUp>, ReplayError> {
     let started = Instant::now();
-    let client = core.store.single().await?;
+    let client = client?;
     let mut throttled = Throttled::new(&core.store, &options.pace.throttle).await?;
     let mut begun = Vec::with_capacity(wanted.len());
     for registered in wanted {
@@ -94,18 +97,19 @@ async fn replay_all(
         begun.push(Begun::join(&core.store, &client, registered).await?);
     }
     for begun in &begun {
-        indexes::before_the_bulk(core, begun, &options.pace, on_progress).await?;
+        indexes::before_the_bulk(core, &client, begun, &options.pace, on_progress).await?;
     }
-    let mut done = bulk::replay(core, &begun, &options.pace, started, &mut throttled, on_progress).await?;
+    let mut done =
+        bulk::replay(core, &client, &begun, &options.pace, started, &mut throttled, on_progress).await?;
     let mut caught_up = Vec::with_capacity(begun.len());
     for begun in &begun {
         let events = done.remove(&begun.registered.target.projector).map_or(0, |counted| counted.events);
         let indexing = |progress: &ReplayProgress| {
             on_progress(&ReplayProgress { events, elapsed: started.elapsed(), ..progress.clone() });
         };
-        indexes::after_the_bulk(core, begun, &options.pace, events, &indexing).await?;
+        indexes::after_the_bulk(core, &client, begun, &options.pace, events, &indexing).await?;
         let since = Since { started, events };
-        caught_up.push(catch_up(core, begun, options, since, &mut throttled, on_progress).await?);
+        caught_up.push(catch_up(core, &client, begun, options, since, &mut throttled, on_progress).await?);
     }
     if options.follow {
         return follow::all(core, &begun, caught_up, on_progress).await;
@@ -123,18 +127,18 @@ struct Since {
 /// Feeds one version by the same step as live publishing.
 async fn catch_up(
     core: &Core,
+    client: &Client,
     begun: &Begun,
     options: &ReplayOptions,
     since: Since,
     throttled: &mut Throttled,
     on_progress: OnProgress<'_>,
 ) -> Result<CaughtUp, ReplayError> {
-    let client = core.store.single().await?;
     let Begun { registered, attempt } = begun;
     let (projector, version) = registered.id();
     let started = Instant::now();
     let mut progress = ReplayProgress {
-        position: position(core, &client, registered).await?,
+        position: position(core, client, registered).await?,
         horizon: Position::START,
         phase: ReplayPhase::CatchingUp,
         events: since.events,
@@ -143,17 +147,22 @@ async fn catch_up(
         projector: projector.clone(),
         version: version.clone(),
     };
-    let mut permit = permit(&core.store, &client, registered, *attempt).await?;
+    let mut permit = permit(&core.store, client, registered, *attempt).await?;
     let limits = Limits::BATCH.of_rows(throttled.throttle().at_once());
     loop {
         while throttled.pauses().await? {
             progress.phase = ReplayPhase::Paused;
             progress.elapsed = since.started.elapsed();
-            progress.horizon = horizon::look(&core.store, &client).await?.horizon;
+            progress.horizon = horizon::look(&core.store, client).await?.horizon;
             on_progress(&progress);
         }
         progress.phase = ReplayPhase::CatchingUp;
-        let stepped = step_within(core, permit, registered, UpTo::Horizon, limits).await?;
+        let horizon = horizon::look(&core.store, client).await?.horizon;
+        let stepped = if horizon > progress.position {
+            step_within(core, permit, registered, UpTo::Horizon, limits).await?
+        } else {
+            Stepped::Nothing { horizon: progress.position }
+        };
         progress.elapsed = since.started.elapsed();
         match stepped {
             Stepped::Moved { events, to, horizon } => {
@@ -170,13 +179,13 @@ async fn catch_up(
             // Another process replays it too, and moves the checkpoint.
             Stepped::Busy => {
                 sleep(BUSY).await;
-                begun.still(&core.store, &client).await?;
-                bulk::can_go_on(core, &client, registered).await?;
-                progress.position = position(core, &client, registered).await?;
-                progress.horizon = horizon::look(&core.store, &client).await?.horizon;
+                begun.still(&core.store, client).await?;
+                bulk::can_go_on(core, client, registered).await?;
+                progress.position = position(core, client, registered).await?;
+                progress.horizon = horizon::look(&core.store, client).await?.horizon;
             }
             Stepped::Stale(_) => {
-                permit = self::permit(&core.store, &client, registered, *attempt).await?;
+                permit = self::permit(&core.store, client, registered, *attempt).await?;
                 continue;
             }
             Stepped::Stalled(error) => return Err(ReplayError::Stalled { projector, version, error }),
@@ -202,7 +211,7 @@ const BUSY: Duration = Duration::from_millis(20);
 /// Lets a version be replayed: its row says so, at the generation that is noted.
 async fn permit(
     store: &Store,
-    client: &tokio_postgres::Client,
+    client: &Client,
     registered: &Registered,
     attempt: i32,
 ) -> Result<Permit, ReplayError> {
@@ -296,11 +305,7 @@ async fn step_once(
 }
 
 /// Where the checkpoint of a version's tables stands.
-async fn position(
-    core: &Core,
-    client: &tokio_postgres::Client,
-    registered: &Registered,
-) -> Result<Position, StoreError> {
+async fn position(core: &Core, client: &Client, registered: &Registered) -> Result<Position, StoreError> {
     let registry = registration::registry(&core.store, client).await?;
     let own = registry.tables.iter().find(|row| {
         row.projector == registered.target.projector && row.major == registered.target.version.major

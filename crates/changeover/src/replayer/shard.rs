@@ -42,6 +42,8 @@ pub(super) struct Worker {
 impl Worker {
     /// Folds what comes, and writes it. Returns when nothing comes any more and everything is written.
     pub(super) async fn run(mut self, mut input: mpsc::Receiver<Arc<Stretch>>) -> Result<(), Stopped> {
+        // While the first of the log is on its way, a connection costs no time.
+        drop(self.writers.client().await?);
         let mut last = Instant::now();
         loop {
             let due = self.checkpoint_every.saturating_sub(last.elapsed());
