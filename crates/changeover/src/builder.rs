@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::core::{Core, Identity};
 use crate::decider::{Decider, WhenNothingIsActive};
+use crate::due::Due;
 use crate::front::Changeover;
 use crate::projector::configuration::Configuration;
 use crate::registration;
@@ -190,6 +191,7 @@ impl Builder {
         Ok(Changeover {
             core: Arc::new(Core {
                 store,
+                due: Due::of(&self.configuration),
                 configuration: self.configuration,
                 decider,
                 waker: Waker::new(),

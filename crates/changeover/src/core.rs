@@ -8,10 +8,12 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::decider::Decider;
+use crate::due::Due;
 use crate::projector::configuration::Configuration;
 use crate::store::connect::Untouched;
 use crate::store::{Lent, Store, StoreError};
 use crate::wake::{Signals, Waker};
+use crate::words::position::Position;
 
 /// Shared by everything that an instance does.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Core {
     pub(crate) decider: Decider,
     /// Something may have been appended.
     pub(crate) waker: Waker,
+    /// Something was appended that background projectors of ours handle.
+    pub(crate) due: Due,
     /// The states of the projectors may have changed.
     pub(crate) states_changed: Waker,
     /// Something was appended here that other processes should hear of.
@@ -54,11 +58,29 @@ impl Core {
         Lent::from(&self.background, &self.background_untouched).await
     }
 
-    /// Something was appended, or soon will be committed.
-    pub(crate) fn appended(&self) {
+    /// The server was lost: what was known of it may not hold any more.
+    pub(crate) fn forget(&self) {
+        self.decider.forget();
+        self.due.forget();
+    }
+
+    /// Events of these types, up to a position, were committed.
+    pub(crate) fn appended(&self, types: &[String], up_to: Position) {
+        if self.signals.in_process {
+            self.due.appended(types, up_to);
+        }
+        self.announce();
+    }
+
+    /// Something was appended that soon will be committed.
+    pub(crate) fn appending(&self) {
         if self.signals.in_process {
             self.waker.wake();
         }
+        self.announce();
+    }
+
+    fn announce(&self) {
         if self.signals.notify.is_some() {
             self.announce.notify_one();
         }

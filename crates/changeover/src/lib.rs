@@ -20,6 +20,7 @@ mod copied;
 mod core;
 mod decider;
 mod discard;
+mod due;
 mod expiry;
 mod front;
 mod horizon;

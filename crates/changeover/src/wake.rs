@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use uuid::Uuid;
 
 /// Which signals wake a publisher. Any combination works; the default is all three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,18 +30,18 @@ impl Default for Signals {
 /// What one process tells the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hint {
-    /// Something was appended.
-    Appended,
+    /// Something was appended, by this instance.
+    Appended(Uuid),
     /// The states of projectors changed.
     States,
 }
 
 impl Hint {
-    /// The word, as a notification carries it.
-    pub(crate) fn as_str(self) -> &'static str {
+    /// The words, as a notification carries them.
+    pub(crate) fn to_payload(self) -> String {
         match self {
-            Self::Appended => "appended",
-            Self::States => "states",
+            Self::Appended(by) => format!("appended {by}"),
+            Self::States => "states".to_owned(),
         }
     }
 }
@@ -82,6 +83,11 @@ impl Waker {
 pub(crate) struct Woken(watch::Receiver<u64>);
 
 impl Woken {
+    /// What was woken for until now is about to be looked at.
+    pub(crate) fn served(&mut self) {
+        self.0.mark_unchanged();
+    }
+
     /// Returns at the first wake-up since the interest was registered or last served.
     pub(crate) async fn woken(&mut self) {
         if self.0.changed().await.is_err() {

@@ -59,7 +59,9 @@ impl Changeover {
             lent.give_back_untouched();
         }
         let appended = appended?;
-        self.core.appended();
+        if let Some(last) = appended.last() {
+            self.core.appended(new.types(), last);
+        }
         Ok(appended)
     }
 
@@ -103,7 +105,7 @@ impl Changeover {
     ) -> Result<Appended, AppendError> {
         let appended = self.appending(stream, expected, new).within(tx).await?;
         // It is not committed yet: whoever looks now sees it in flight, and looks again soon.
-        self.core.appended();
+        self.core.appending();
         Ok(appended)
     }
 

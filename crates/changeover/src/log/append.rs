@@ -82,6 +82,11 @@ impl NewEvents {
         Ok(Self { types, data, metadata })
     }
 
+    /// Their types, in order.
+    pub(crate) fn types(&self) -> &[String] {
+        &self.types
+    }
+
     /// The events as projectors read them, before the log has given them their places.
     pub(super) fn unplaced(&self, stream: &StreamName) -> Result<Vec<RawEvent>, AppendError> {
         let metadata: Option<serde_json::Value> = match &self.metadata {

@@ -8,10 +8,10 @@
 pub(crate) mod signals;
 mod tail;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
@@ -40,34 +40,25 @@ pub(crate) fn start(core: &Arc<Core>, tasks: &TaskTracker, stop: &CancellationTo
     let (background, inline): (Vec<Arc<Registered>>, Vec<Arc<Registered>>) =
         all.partition(|registered| registered.target.delivery == Delivery::Background);
     signals::start(core, tasks, stop);
+    // Appends keep these current while they are active; should they be followed once they have retired, they look by themselves.
     for registered in inline {
-        tasks.spawn(follow(core.clone(), registered, stop.clone()));
+        tasks.spawn(feed(core.clone(), registered, stop.clone()));
     }
     if background.is_empty() {
         return;
     }
-    let (due, tail) = tail::channels(&background);
-    tasks.spawn(tail::watch(core.clone(), tail, stop.clone()));
-    for (registered, due) in background.into_iter().zip(due) {
-        tasks.spawn(feed(core.clone(), registered, due, stop.clone()));
+    tasks.spawn(tail::watch(core.clone(), stop.clone()));
+    for registered in background {
+        tasks.spawn(feed(core.clone(), registered, stop.clone()));
     }
-}
-
-/// Feeds a projector that appends keep current while it is active, should it be followed once it has retired. Nothing tells
-/// it of appends: it looks.
-async fn follow(core: Arc<Core>, registered: Arc<Registered>, stop: CancellationToken) {
-    let (_never, due) = watch::channel(());
-    feed(core, registered, due, stop).await;
 }
 
 /// What became of one try to publish.
 enum Published {
     /// The checkpoint moved, and there is more.
     Some,
-    /// The checkpoint moved to the horizon. What came since is told by whoever watches the end of the log.
-    All,
-    /// There is nothing to do up to the horizon.
-    Nothing,
+    /// There is nothing more up to the horizon. What comes after it is told.
+    All { moved: bool, horizon: Position },
     /// Not now: another instance is at it.
     Busy,
     /// Not by us, or not until somebody retries: the states or an operator must change something.
@@ -75,17 +66,14 @@ enum Published {
 }
 
 /// Feeds one projector until it is told to stop.
-async fn feed(
-    core: Arc<Core>,
-    registered: Arc<Registered>,
-    mut due: watch::Receiver<()>,
-    stop: CancellationToken,
-) {
+async fn feed(core: Arc<Core>, registered: Arc<Registered>, stop: CancellationToken) {
+    let mut due = core.due.register(&registered);
     let mut failures = Failures::default();
     let mut decisions = core.decider.decisions();
+    let mut in_flight = IN_FLIGHT.start;
     while !stop.is_cancelled() {
         // Before the work: what becomes due during it must not be lost.
-        due.mark_unchanged();
+        due.served();
         decisions.mark_unchanged();
         let pause = match publish_next(&core, &registered, failures.limits()).await {
             Ok(Published::Some) => {
@@ -93,13 +81,19 @@ async fn feed(
                 core.published.wake();
                 continue;
             }
-            Ok(published @ (Published::All | Published::Nothing)) => {
-                if let Published::All = published {
+            Ok(Published::All { moved, horizon }) => {
+                if moved {
                     failures.over();
                     core.published.wake();
+                    in_flight = IN_FLIGHT.start;
                 }
                 match registered.target.delivery {
                     Delivery::Inline => Some(FOLLOWING),
+                    Delivery::Background if core.due.lies_above(horizon) => {
+                        let pause = in_flight;
+                        in_flight = IN_FLIGHT.end.min(in_flight * 2);
+                        Some(pause)
+                    }
                     Delivery::Background => core.signals.timer.map(|timer| timer.max(IDLE)),
                 }
             }
@@ -109,12 +103,16 @@ async fn feed(
         };
         tokio::select! {
             _ = decisions.changed() => {}
-            changed = due.changed(), if !failures.waiting() => if changed.is_err() { return },
+            () = due.woken(), if !failures.waiting() => {}
             () = sleep_for(pause) => {}
             () = stop.cancelled() => {}
         }
     }
 }
+
+/// While an append is in flight before one that was committed here, its end is looked for in steps that double, between these: nobody
+/// tells when it is rolled back.
+const IN_FLIGHT: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(50);
 
 /// How often a projector without work moves its checkpoint to the horizon.
 const IDLE: Duration = Duration::from_secs(1);
@@ -135,9 +133,9 @@ async fn publish_next(core: &Core, registered: &Registered, limits: Limits) -> R
     Ok(match step(&core.store, client, permit, registered, UpTo::Horizon, limits).await? {
         Stepped::Moved { events, to, horizon } => {
             debug!(projector = %registered.target.projector, events, position = %to, "published");
-            if to >= horizon { Published::All } else { Published::Some }
+            if to >= horizon { Published::All { moved: true, horizon } } else { Published::Some }
         }
-        Stepped::Nothing { .. } => Published::Nothing,
+        Stepped::Nothing { horizon } => Published::All { moved: false, horizon },
         Stepped::Busy => Published::Busy,
         Stepped::Inline | Stepped::Stalled(_) => Published::Refused,
         Stepped::Stale(seen) => {
@@ -180,7 +178,7 @@ impl Failures {
         match failed {
             StepError::Store(failed) => {
                 if failed.is_disconnect() {
-                    core.decider.forget();
+                    core.forget();
                 }
                 self.tries = (self.tries + 1).min(TRIES);
                 warn!(%projector, error = %chain(&failed), "publishing failed, trying again");
@@ -191,7 +189,7 @@ impl Failures {
             }
             // However long that lasts: no projector and no event is to blame for a disk that is full.
             StepError::Project { source, .. } if source.is_outage() => {
-                core.decider.forget();
+                core.forget();
                 self.tries = (self.tries + 1).min(TRIES);
                 warn!(%projector, error = %chain(&source), "publishing failed, trying again");
             }

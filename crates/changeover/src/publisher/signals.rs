@@ -38,7 +38,7 @@ async fn announce(core: Arc<Core>, interval: Duration, stop: CancellationToken) 
         next = Instant::now() + interval;
         match core.background().await {
             Ok(client) => {
-                core.store.hint(&client, Hint::Appended).await;
+                core.store.hint(&client, Hint::Appended(core.identity.id)).await;
                 client.give_back_untouched();
             }
             Err(error) => debug!(error = %chain(&error), "a notification was not sent"),
@@ -74,12 +74,14 @@ async fn listen_once(core: &Core) -> Result<(), StoreError> {
     let connecting = tokio::time::timeout(CONNECT, core.store.config.connect(NoTls));
     let (client, mut connection) =
         connecting.await.map_err(|_| StoreError::Timeout { what: "connecting", after: CONNECT })??;
+    let states = Hint::States.to_payload();
+    // What was appended here, who waits here has heard of already.
+    let own = core.signals.in_process.then(|| Hint::Appended(core.identity.id).to_payload());
     let hearing = async {
         while let Some(message) = poll_fn(|cx| connection.poll_message(cx)).await {
             match message? {
-                AsyncMessage::Notification(heard) if heard.payload() == Hint::States.as_str() => {
-                    core.states_changed.wake();
-                }
+                AsyncMessage::Notification(heard) if heard.payload() == states => core.states_changed.wake(),
+                AsyncMessage::Notification(heard) if Some(heard.payload()) == own.as_deref() => {}
                 AsyncMessage::Notification(_) => core.waker.wake(),
                 _ => {}
             }

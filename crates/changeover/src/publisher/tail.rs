@@ -1,35 +1,17 @@
 //! The end of the log, looked at by one task for all projectors of an instance.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::core::Core;
 use crate::horizon::{self, Look};
-use crate::projector::{Registered, chain};
+use crate::projector::chain;
 use crate::store::StoreError;
 use crate::wake::sleep_for;
 use crate::words::position::Position;
-
-/// The tail's end of the channels to the projectors.
-pub(super) struct Tail {
-    projectors: Vec<(Arc<Registered>, watch::Sender<()>)>,
-}
-
-pub(super) fn channels(projectors: &[Arc<Registered>]) -> (Vec<watch::Receiver<()>>, Tail) {
-    let (projectors, due) = projectors
-        .iter()
-        .map(|registered| {
-            let (sender, receiver) = watch::channel(());
-            ((registered.clone(), sender), receiver)
-        })
-        .unzip();
-    (due, Tail { projectors })
-}
 
 /// While appends are in flight their commit is looked for in short steps, since nobody tells when it happens.
 const FIRST_IN_FLIGHT: Duration = Duration::from_millis(1);
@@ -39,13 +21,13 @@ const MAX_IN_FLIGHT: Duration = Duration::from_millis(50);
 const LONG: i64 = 10_000;
 
 /// Watches the end of the log.
-pub(super) async fn watch(core: Arc<Core>, tail: Tail, stop: CancellationToken) {
+pub(super) async fn watch(core: Arc<Core>, stop: CancellationToken) {
     let mut woken = core.waker.register();
     let mut seen = Position::START;
     let mut in_flight = FIRST_IN_FLIGHT;
     let mut failing = false;
     while !stop.is_cancelled() {
-        let looked = look(&core, &tail, seen).await;
+        let looked = look(&core, seen).await;
         let pause = match looked {
             Ok(look) => {
                 failing = false;
@@ -73,24 +55,17 @@ pub(super) async fn watch(core: Arc<Core>, tail: Tail, stop: CancellationToken) 
 }
 
 /// Looks once, and tells the projectors that handle what is new.
-async fn look(core: &Core, tail: &Tail, seen: Position) -> Result<Look, StoreError> {
+async fn look(core: &Core, seen: Position) -> Result<Look, StoreError> {
     let client = core.background().await?;
     let look = horizon::look(&core.store, &client).await?;
     let horizon = look.horizon;
     if horizon > seen {
-        let types = if horizon.get() - seen.get() > LONG {
-            None
+        if horizon.get() - seen.get() > LONG {
+            core.due.wake(None);
         } else {
             let rows = core.store.query(&client, &core.store.sql.types_between, &[&seen, &horizon]).await?;
-            Some(rows.iter().map(|row| row.get("type")).collect::<BTreeSet<String>>())
-        };
-        for (registered, due) in &tail.projectors {
-            let concerned = types
-                .as_ref()
-                .is_none_or(|types| types.iter().any(|event_type| registered.handles(event_type)));
-            if concerned {
-                due.send_replace(());
-            }
+            let types: Vec<String> = rows.iter().map(|row| row.get("type")).collect();
+            core.due.wake(Some(&types));
         }
     }
     client.give_back_untouched();

@@ -78,6 +78,7 @@ async fn follow(
     let (started, earlier) = (Instant::now(), at.progress.elapsed);
     // Before the first look: what happens during it must not be lost.
     let (mut woken, mut states) = (core.waker.register(), core.states_changed.register());
+    let mut due = core.due.register(&begun.registered);
     let mut in_flight = FIRST_IN_FLIGHT;
     at.progress.phase = ReplayPhase::Following;
     on_progress(&at.progress);
@@ -146,6 +147,7 @@ async fn follow(
         }
         tokio::select! {
             () = woken.woken() => in_flight = FIRST_IN_FLIGHT,
+            () = due.woken() => in_flight = FIRST_IN_FLIGHT,
             () = states.woken() => permit = None,
             () = sleep_for(Some(pause)) => {}
         }

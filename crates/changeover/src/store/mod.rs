@@ -328,7 +328,7 @@ impl Store {
 
     /// Tells the other processes. Whoever does not hear of it looks by itself.
     pub(crate) async fn hint(&self, on: impl Into<On<'_>>, hint: Hint) {
-        let told = self.query(on, &self.sql.notify, &[&self.channel(), &hint.as_str()]).await;
+        let told = self.query(on, &self.sql.notify, &[&self.channel(), &hint.to_payload()]).await;
         if let Err(error) = told {
             debug!(%error, "a notification was not sent");
         }
