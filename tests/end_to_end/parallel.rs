@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-use changeover::{Configuration, Pace, ReplayError};
+use changeover::{Configuration, Pace, ReplayError, ReplayOptions};
 use changeover_testkit::{Database, eventually};
+use tokio::time::timeout;
 
 use crate::accounts::{
     Accounts, Closings, Kinds, POISON, accounts, at_once, cramped, differences, fill, is_whole, of, replay,
@@ -12,6 +13,7 @@ use crate::accounts::{
 };
 use crate::orders::instance;
 use crate::parallel_breaking::handled_after;
+use crate::publisher::append_by_hand;
 use crate::releases::{SOON, instance_of};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,4 +191,27 @@ async fn an_event_that_cannot_be_projected_stops_it_there_and_everything_before_
         is_whole(&client, 2).await;
         drop(writer);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_grows_as_fast_as_its_bulk_is_replayed_is_left_to_steps() {
+    let database = Database::fresh().await;
+    let client = database.client().await;
+    // Two, whose bulks begin and end at different ends of the log, so that there is always one that could begin anew.
+    let both = Configuration::new().fold(Accounts::<2>).unwrap().fold(Kinds).unwrap();
+    let instance = instance(&database, both).await;
+    fill(&client, 0.27, 2_000).await;
+    let elsewhere = database.client().await;
+    let appending = tokio::spawn(async move {
+        loop {
+            let _ = append_by_hand(&elsewhere, r#"{"customer": "Ada"}"#).await;
+        }
+    });
+    // Nothing is too little for a bulk, and there is always something.
+    let options =
+        ReplayOptions { lag_events: 1_000, ..with(Pace { parallel_above_events: 0, ..cramped(2) }) };
+    let names = [accounts(), "kinds".parse().unwrap()];
+    let done = timeout(SOON, instance.replay(&names, &options, &|_| {})).await.unwrap().unwrap();
+    assert!(done.iter().all(|done| done.progress.lag_events() <= 1_000) && !appending.is_finished());
+    appending.abort();
 }

@@ -73,10 +73,10 @@ pub(super) async fn replay(
     if core.store.path != Path::Direct {
         return Ok(events);
     }
-    let mut known = BTreeSet::new();
+    let mut seen = Seen::default();
     let mut refused = None::<Refused>;
     loop {
-        let open = open(core, client, wanted, pace, &mut known).await?;
+        let open = open(core, client, wanted, pace, &mut seen).await?;
         let Some((open, up_to)) = next(open, &mut refused) else { return Ok(events) };
         let round = Round { core, pace, on_progress, started, end: Some(client), up_to, without: &[] };
         let ended = match refused.take_if(|refused| refused.is_one()) {
@@ -152,15 +152,23 @@ pub(crate) async fn fold_afresh(
     }
 }
 
-/// What is to be replayed in parallel; begins it where nobody has.
-///
-/// Of the projectors in `known` it has been seen before that their shards were begun by the split that they declare.
+/// What a replay knows of its projectors from one round to the next.
+#[derive(Default)]
+struct Seen {
+    /// Those whose shards were begun by the split that they declare.
+    split: BTreeSet<ProjectorName>,
+    /// How many positions the last bulk was to go through.
+    lengths: BTreeMap<ProjectorName, i64>,
+}
+
+/// What is to be replayed in parallel; begins it where nobody has. A bulk is begun again while each is shorter than the one before: what
+/// is appended as fast is left to steps, which know when to give up.
 async fn open(
     core: &Core,
     client: &Client,
     wanted: &[Begun],
     pace: &Pace,
-    known: &mut BTreeSet<ProjectorName>,
+    seen: &mut Seen,
 ) -> Result<Vec<Open>, ReplayError> {
     let store = &core.store;
     let mut open = Vec::new();
@@ -172,9 +180,11 @@ async fn open(
         if shards.is_empty() {
             let horizon = horizon::look(store, client).await?.horizon;
             let at = position(core, client, registered).await?;
-            if horizon.get() - at.get() <= pace.parallel_above_events {
+            let (behind, before) = (horizon.get() - at.get(), seen.lengths.get(&registered.target.projector));
+            if behind <= pace.parallel_above_events || before.is_some_and(|before| behind >= *before) {
                 continue;
             }
+            seen.lengths.insert(registered.target.projector.clone(), behind);
             let count = self::shards(pace, registered);
             let sample = split::sample(store, client, registered, (at, horizon)).await?;
             let params = [id[0], id[1], &horizon, &count, attempt, &sample];
@@ -183,7 +193,7 @@ async fn open(
         }
         let Some(first) = shards.first() else { continue };
         let up_to: Position = first.get("parallel_to");
-        if known.insert(registered.target.projector.clone()) {
+        if seen.split.insert(registered.target.projector.clone()) {
             let between = (first.get("began_at"), up_to);
             split::is_ours(store, client, registered, between, first.get("split"), shards.len()).await?;
         }
