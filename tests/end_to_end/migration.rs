@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use changeover::semver::Version;
 use changeover::{
-    AppendError, Changeover, ConnectError, Expected, MigrateError, ReadyState, Refused, SchemaName, WaitError,
+    AppendError, Changeover, Configuration, ConfigurationError, ConnectError, Expected, FoldProjector,
+    MigrateError, ReadyState, Refused, SchemaName, WaitError,
 };
 use changeover_testkit::{Database, eventually};
 use tokio::task::JoinSet;
 
-use crate::orders::{OrderEvent, placed, stream};
+use crate::orders::{Order, OrderEvent, Orders1, placed, stream};
 use crate::releases::{SOON, active, release};
 
 /// The newest version of the schema: there is a file for each.
@@ -193,6 +195,44 @@ async fn a_newer_schema_that_breaks_this_release_is_refused_by_name() {
     // Nothing was touched on the way: once it fits again it works.
     client.batch_execute("UPDATE changeover.compatibility SET needs = 1").await.unwrap();
     builder(&database).connect().await.unwrap();
+}
+
+/// Its stable views would stand among the tables of the projector `orders`.
+struct NamedLikeASchema;
+
+impl FoldProjector for NamedLikeASchema {
+    const NAME: &'static str = "orders_v1";
+    const VERSION: Version = Version::new(1, 0, 0);
+    type Event = OrderEvent;
+    type Tables = (Order,);
+}
+
+#[tokio::test]
+async fn no_projector_shares_a_schema_with_another_one_or_with_ours() {
+    let orders = || Configuration::new().fold(Orders1).unwrap();
+    let both =
+        [orders().fold(NamedLikeASchema), Configuration::new().fold(NamedLikeASchema).unwrap().fold(Orders1)];
+    for refused in both {
+        let error = refused.unwrap_err();
+        assert!(
+            matches!(&error, ConfigurationError::SchemaTaken { views, tables }
+                if views.as_str() == "orders_v1" && tables.as_str() == "orders"),
+            "{error:?}"
+        );
+    }
+    let database = Database::fresh().await;
+    for (schema, fits) in [("orders", false), ("orders_v7", false), ("orders_x", true)] {
+        let builder =
+            Changeover::builder(database.config()).schema(schema.parse().unwrap()).configuration(orders());
+        builder.migrate().await.unwrap();
+        match builder.connect().await {
+            Ok(_) => assert!(fits, "{schema}"),
+            Err(ConnectError::SchemaTaken { projector, schema: taken }) => {
+                assert_eq!((projector.as_str(), &taken[..], fits), ("orders", schema, false));
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
 }
 
 #[tokio::test]

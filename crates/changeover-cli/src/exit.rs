@@ -303,6 +303,7 @@ impl From<ConnectError> for Failure {
         let kind = match &error {
             ConnectError::Schema(error) => of_migrate(error),
             ConnectError::Obstacle(obstacle) => of_obstacle(obstacle),
+            ConnectError::SchemaTaken { .. } => (Exit::Refused, "schema_taken"),
             _ => DATABASE,
         };
         Self::of(kind, &error)
@@ -511,6 +512,8 @@ mod tests {
         check(ConnectError::Schema(older).into(), Exit::Refused, "schema_is_older");
         let other = || Obstacle::OtherDefinition { projector: name(), version: version() };
         check(ConnectError::Obstacle(other()).into(), Exit::Refused, "other_definition");
+        let taken = ConnectError::SchemaTaken { projector: name(), schema: "changeover".to_owned() };
+        check(taken.into(), Exit::Refused, "schema_taken");
         check(ActivateError::Obstacles(vec![other()]).into(), Exit::Refused, "obstacles");
         check(ActivateError::NotActive(name()).into(), Exit::Refused, "not_active");
         check(ActivateError::Overtaken { by: "ci".to_owned() }.into(), Exit::Refused, "overtaken");

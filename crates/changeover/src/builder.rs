@@ -17,7 +17,7 @@ use crate::store::connect::{self, Untouched};
 use crate::store::migrate::{self, MigrateError};
 use crate::store::{Store, StoreError};
 use crate::wake::{Signals, Waker};
-use crate::words::names::SchemaName;
+use crate::words::names::{ProjectorName, SchemaName};
 use crate::words::plan::Obstacle;
 
 /// Why an instance could not be set up.
@@ -30,6 +30,16 @@ pub enum ConnectError {
     /// What the database knows of a projector contradicts this build.
     #[error(transparent)]
     Obstacle(#[from] Obstacle),
+    /// Tables or stable views of a projector would stand in Changeover's own schema.
+    #[error(
+        "projector {projector} would use the schema {schema}, which holds Changeover's own tables: rename one of them"
+    )]
+    SchemaTaken {
+        /// The projector.
+        projector: ProjectorName,
+        /// The schema.
+        schema: String,
+    },
     /// The database did not do as asked.
     #[error("the database cannot be used")]
     Store(#[from] StoreError),
@@ -164,10 +174,16 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// The database cannot be reached; the schema is older, or newer and breaking; a projector's version was registered
-    /// with another definition.
+    /// The database cannot be reached; the schema is older, or newer and breaking, or a projector's; a projector's version was
+    /// registered with another definition.
     pub async fn connect(self) -> Result<Changeover, ConnectError> {
         const BACKGROUND_POOL: usize = 4;
+        let schema = self.schema.as_str();
+        let uses_it = |name: &&ProjectorName| name.as_str() == schema || name.keeps_tables_in(schema);
+        if let Some(projector) = self.configuration.projectors.keys().find(uses_it) {
+            let (projector, schema) = (projector.clone(), schema.to_owned());
+            return Err(ConnectError::SchemaTaken { projector, schema });
+        }
         let mut config = self.config;
         if config.get_application_name().is_none() {
             config.application_name(format!("{} {}", self.application, self.application_version));

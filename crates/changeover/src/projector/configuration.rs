@@ -26,6 +26,16 @@ pub enum ConfigurationError {
     /// A projector of that name is registered already.
     #[error("projector {0} is registered twice")]
     Twice(ProjectorName),
+    /// Its stable views would stand among the tables of another projector.
+    #[error(
+        "projector {views} would keep its stable views in the schema that is for tables of projector {tables}: rename one of them"
+    )]
+    SchemaTaken {
+        /// The projector of the views.
+        views: ProjectorName,
+        /// The projector of the tables.
+        tables: ProjectorName,
+    },
     /// Its event type is not an enum, so nobody can tell which event types it handles.
     #[error("the event type of projector {0} is not an enum whose variants are event types")]
     NoEventTypes(ProjectorName),
@@ -111,7 +121,7 @@ impl Configuration {
     ///
     /// # Errors
     ///
-    /// Its name is none, or taken; its event type is not an enum.
+    /// Its name is none, or taken, or that of a schema for another one's tables; its event type is not an enum.
     pub fn fold<P: FoldProjector>(self, _projector: P) -> Result<Self, ConfigurationError> {
         self.add::<P::Event>(P::NAME, P::VERSION, P::DELIVERY, |schema| {
             let folding = Folding::of::<P>(schema);
@@ -126,7 +136,7 @@ impl Configuration {
     ///
     /// # Errors
     ///
-    /// Its name is none, or taken; its event type is not an enum; its DDL does not name `{schema}`.
+    /// Its name is none, or taken, or that of a schema for another one's tables; its event type is not an enum; its DDL does not name `{schema}`.
     pub fn sql<P: SqlProjector>(self, projector: P) -> Result<Self, ConfigurationError> {
         if !P::TABLES.contains("{schema}") {
             return Err(ConfigurationError::NoSchema(P::NAME.parse()?));
@@ -156,6 +166,14 @@ impl Configuration {
         let name: ProjectorName = name.parse()?;
         if self.projectors.contains_key(&name) {
             return Err(ConfigurationError::Twice(name));
+        }
+        for other in self.projectors.keys() {
+            for (views, tables) in [(&name, other), (other, &name)] {
+                if tables.keeps_tables_in(views.as_str()) {
+                    let (views, tables) = (views.clone(), tables.clone());
+                    return Err(ConfigurationError::SchemaTaken { views, tables });
+                }
+            }
         }
         let mut types: Vec<String> = event_types::<E>()
             .ok_or_else(|| ConfigurationError::NoEventTypes(name.clone()))?

@@ -23,6 +23,7 @@ const IDENTIFIER_RULE: &str =
     "a lower-case letter, then lower-case letters, digits and underscores, at most 40 in all";
 const SYSTEM_RULE: &str = "PostgreSQL keeps what begins with pg_, and information_schema, for itself";
 const RESERVED_RULE: &str = "SQL reserves this word";
+const PUBLIC_RULE: &str = "its stable views stand in a schema of its name, and `public` is everybody's";
 
 /// The words that cannot stand in SQL as the name of a schema without quotes, in any PostgreSQL from 12 to 18.
 #[rustfmt::skip] // Nobody reads it as a list of lines.
@@ -77,6 +78,12 @@ impl ProjectorName {
     pub fn tables_schema(&self, major: u64) -> String {
         format!("{}_v{major}", self.0)
     }
+
+    /// Whether a schema of that name would hold the tables of some major version.
+    pub(crate) fn keeps_tables_in(&self, schema: &str) -> bool {
+        let major = schema.strip_prefix(&self.0).and_then(|rest| rest.strip_prefix("_v"));
+        major.is_some_and(|major| !major.is_empty() && major.bytes().all(|b| b.is_ascii_digit()))
+    }
 }
 
 impl FromStr for ProjectorName {
@@ -88,6 +95,8 @@ impl FromStr for ProjectorName {
         } else if is_systems_own(name) {
             // Its schemas are named after it: that of its tables, and that of its stable views.
             Err(invalid("projector name", name, SYSTEM_RULE))
+        } else if name == "public" {
+            Err(invalid("projector name", name, PUBLIC_RULE))
         } else {
             Ok(Self(name.to_owned()))
         }
@@ -224,6 +233,24 @@ mod tests {
         check("user", true);
         check("pg_user", false);
         check("information_schema", false);
+        check("public", false);
+    }
+
+    #[test]
+    fn a_projector_keeps_its_tables_in_schemas_that_are_numbered() {
+        let orders: ProjectorName = "orders".parse().unwrap();
+        for (schema, keeps) in [
+            ("orders_v1", true),
+            ("orders_v12", true),
+            ("orders", false),
+            ("orders_v", false),
+            ("orders_v1x", false),
+            ("orders_v_1", false),
+            ("my_orders_v1", false),
+        ] {
+            assert_eq!(orders.keeps_tables_in(schema), keeps, "{schema}");
+        }
+        assert!(orders.keeps_tables_in(&orders.tables_schema(7)));
     }
 
     #[test]
