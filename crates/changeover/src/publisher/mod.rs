@@ -89,7 +89,7 @@ async fn feed(core: Arc<Core>, registered: Arc<Registered>, stop: CancellationTo
                 }
                 match registered.target.delivery {
                     Delivery::Inline => Some(FOLLOWING),
-                    Delivery::Background if core.due.lies_above(horizon) => {
+                    Delivery::Background if core.due.lies_above(horizon, &registered) => {
                         let pause = in_flight;
                         in_flight = IN_FLIGHT.end.min(in_flight * 2);
                         Some(pause)
