@@ -23,7 +23,8 @@ const IDENTIFIER_RULE: &str =
     "a lower-case letter, then lower-case letters, digits and underscores, at most 40 in all";
 const SYSTEM_RULE: &str = "PostgreSQL keeps what begins with pg_, and information_schema, for itself";
 const RESERVED_RULE: &str = "SQL reserves this word";
-const PUBLIC_RULE: &str = "its stable views stand in a schema of its name, and `public` is everybody's";
+const PUBLIC_RULE: &str =
+    "its stable views stand in a schema of its name, and the schema public is everybody's";
 
 /// The words that cannot stand in SQL as the name of a schema without quotes, in any PostgreSQL from 12 to 18.
 #[rustfmt::skip] // Nobody reads it as a list of lines.
