@@ -97,6 +97,27 @@ impl Woken {
     }
 }
 
+/// The pauses between two looks for the end of an append in flight, which nobody tells: they double, from 1 to 50 ms.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InFlight(Duration);
+
+impl InFlight {
+    const MOST: Duration = Duration::from_millis(50);
+    const FIRST: Duration = Duration::from_millis(1);
+
+    /// Something happened: from the shortest one on.
+    pub(crate) fn anew() -> Self {
+        Self(Self::FIRST)
+    }
+
+    /// The next one.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = Self::MOST.min(pause * 2);
+        pause
+    }
+}
+
 /// Sleeps for a time, or for ever.
 pub(crate) async fn sleep_for(duration: Option<Duration>) {
     match duration {
@@ -113,6 +134,14 @@ mod tests {
     fn by_default_all_three_signals_wake() {
         let Signals { in_process, notify, timer } = Signals::default();
         assert!(in_process && notify.is_some() && timer.is_some());
+    }
+
+    #[test]
+    fn the_end_of_an_append_in_flight_is_looked_for_less_and_less_often() {
+        let mut in_flight = InFlight::anew();
+        let pauses: Vec<u128> = (0..8).map(|_| in_flight.pause().as_millis()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 50, 50]);
+        assert_eq!(InFlight::anew().pause().as_millis(), 1);
     }
 
     #[tokio::test]

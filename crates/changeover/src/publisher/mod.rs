@@ -8,7 +8,6 @@
 pub(crate) mod signals;
 mod tail;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::log::read::Limits;
 use crate::projector::{Registered, chain};
 use crate::step::{StepError, Stepped, UpTo, step};
 use crate::store::StoreError;
-use crate::wake::sleep_for;
+use crate::wake::{InFlight, sleep_for};
 use crate::words::position::Position;
 use crate::words::state::Delivery;
 
@@ -70,7 +69,7 @@ async fn feed(core: Arc<Core>, registered: Arc<Registered>, stop: CancellationTo
     let mut due = core.due.register(&registered);
     let mut failures = Failures::default();
     let mut decisions = core.decider.decisions();
-    let mut in_flight = IN_FLIGHT.start;
+    let mut in_flight = InFlight::anew();
     while !stop.is_cancelled() {
         // Before the work: what becomes due during it must not be lost.
         due.served();
@@ -85,14 +84,12 @@ async fn feed(core: Arc<Core>, registered: Arc<Registered>, stop: CancellationTo
                 if moved {
                     failures.over();
                     core.published.wake();
-                    in_flight = IN_FLIGHT.start;
+                    in_flight = InFlight::anew();
                 }
                 match registered.target.delivery {
                     Delivery::Inline => Some(FOLLOWING),
                     Delivery::Background if core.due.lies_above(horizon, &registered) => {
-                        let pause = in_flight;
-                        in_flight = IN_FLIGHT.end.min(in_flight * 2);
-                        Some(pause)
+                        Some(in_flight.pause())
                     }
                     Delivery::Background => core.signals.timer.map(|timer| timer.max(IDLE)),
                 }
@@ -109,10 +106,6 @@ async fn feed(core: Arc<Core>, registered: Arc<Registered>, stop: CancellationTo
         }
     }
 }
-
-/// While an append is in flight before one that was committed here, its end is looked for in steps that double, between these: nobody
-/// tells when it is rolled back.
-const IN_FLIGHT: Range<Duration> = Duration::from_millis(1)..Duration::from_millis(50);
 
 /// How often a projector without work moves its checkpoint to the horizon.
 const IDLE: Duration = Duration::from_secs(1);

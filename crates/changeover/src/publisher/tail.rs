@@ -10,12 +10,11 @@ use crate::core::Core;
 use crate::horizon::{self, Look};
 use crate::projector::chain;
 use crate::store::StoreError;
-use crate::wake::sleep_for;
+use crate::wake::{InFlight, sleep_for};
 use crate::words::position::Position;
 
-/// While appends are in flight their commit is looked for in short steps, since nobody tells when it happens.
-const FIRST_IN_FLIGHT: Duration = Duration::from_millis(1);
-const MAX_IN_FLIGHT: Duration = Duration::from_millis(50);
+/// How long to wait before a log that could not be looked at is looked at again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A stretch longer than this is not searched for types: everybody is woken.
 const LONG: i64 = 10_000;
@@ -24,17 +23,18 @@ const LONG: i64 = 10_000;
 pub(super) async fn watch(core: Arc<Core>, stop: CancellationToken) {
     let mut woken = core.waker.register();
     let mut seen = Position::START;
-    let mut in_flight = FIRST_IN_FLIGHT;
+    let mut in_flight = InFlight::anew();
     let mut failing = false;
     while !stop.is_cancelled() {
         let looked = look(&core, seen).await;
         let pause = match looked {
             Ok(look) => {
                 failing = false;
-                in_flight =
-                    if look.horizon > seen { FIRST_IN_FLIGHT } else { MAX_IN_FLIGHT.min(in_flight * 2) };
+                if look.horizon > seen {
+                    in_flight = InFlight::anew();
+                }
                 seen = look.horizon;
-                if look.newest > look.horizon { Some(in_flight) } else { core.signals.timer }
+                if look.newest > look.horizon { Some(in_flight.pause()) } else { core.signals.timer }
             }
             Err(error) => {
                 if !failing {
@@ -43,11 +43,11 @@ pub(super) async fn watch(core: Arc<Core>, stop: CancellationToken) {
                 failing = true;
                 // The log may be another one when it can be looked at again.
                 seen = Position::START;
-                Some(MAX_IN_FLIGHT * 10)
+                Some(AGAIN)
             }
         };
         tokio::select! {
-            () = woken.woken(), if !failing => in_flight = FIRST_IN_FLIGHT,
+            () = woken.woken(), if !failing => in_flight = InFlight::anew(),
             () = sleep_for(pause) => {}
             () = stop.cancelled() => {}
         }

@@ -19,12 +19,8 @@ use crate::horizon;
 use crate::projector::chain;
 use crate::publisher::signals;
 use crate::step::{Stepped, UpTo};
-use crate::wake::sleep_for;
+use crate::wake::{InFlight, sleep_for};
 use crate::words::state::ProjectorState;
-
-/// The end of an append that is in flight is looked for in steps that double, between these.
-const FIRST_IN_FLIGHT: Duration = Duration::from_millis(1);
-const MAX_IN_FLIGHT: Duration = Duration::from_millis(50);
 
 /// How often the states are looked at where no notification arrives.
 const STATES: Duration = Duration::from_millis(500);
@@ -79,7 +75,7 @@ async fn follow(
     // Before the first look: what happens during it must not be lost.
     let (mut woken, mut states) = (core.waker.register(), core.states_changed.register());
     let mut due = core.due.register(&begun.registered);
-    let mut in_flight = FIRST_IN_FLIGHT;
+    let mut in_flight = InFlight::anew();
     at.progress.phase = ReplayPhase::Following;
     on_progress(&at.progress);
     let mut permit: Option<(Permit, Instant)> = None;
@@ -118,15 +114,14 @@ async fn follow(
                     at.progress.events += events as u64;
                     (at.progress.position, at.progress.horizon) = (to, horizon);
                     on_progress(&at.progress);
-                    in_flight = FIRST_IN_FLIGHT;
+                    in_flight = InFlight::anew();
                     continue;
                 }
                 Stepped::Nothing { horizon } => {
                     (at.progress.position, at.progress.horizon) = (horizon, horizon);
                     pause = pause.min(core.signals.timer.unwrap_or(STATES));
                     if look.newest > look.horizon {
-                        pause = pause.min(in_flight);
-                        in_flight = MAX_IN_FLIGHT.min(in_flight * 2);
+                        pause = pause.min(in_flight.pause());
                     }
                 }
                 Stepped::Busy => {
@@ -146,8 +141,8 @@ async fn follow(
             }
         }
         tokio::select! {
-            () = woken.woken() => in_flight = FIRST_IN_FLIGHT,
-            () = due.woken() => in_flight = FIRST_IN_FLIGHT,
+            () = woken.woken() => in_flight = InFlight::anew(),
+            () = due.woken() => in_flight = InFlight::anew(),
             () = states.woken() => permit = None,
             () = sleep_for(Some(pause)) => {}
         }
