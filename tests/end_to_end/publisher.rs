@@ -1,7 +1,7 @@
 //! Publishing: whatever wakes it, whoever competes, every event is projected once and in order, or a stall says why not.
 
 use std::future::poll_fn;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use changeover::semver::Version;
 use changeover::tokio_postgres::{AsyncMessage, Client, NoTls};
@@ -11,7 +11,6 @@ use changeover::{
 };
 use changeover_testkit::{Database, eventually};
 use serde::Deserialize;
-use tokio::time::sleep;
 
 use crate::orders::{InlineOrders1, OrderEvent, Orders1, Totals, instance, place, placed, stream};
 use crate::releases::SOON;
@@ -282,9 +281,13 @@ async fn what_an_append_in_flight_elsewhere_holds_back_comes_as_soon_as_that_has
         changeover.wait_for(&name("entries"), first, SOON).await.unwrap();
         elsewhere.batch_execute("BEGIN").await.unwrap();
         let _ = append_by_hand(&elsewhere, r#"{"customer": "elsewhere"}"#).await;
+        let now = "SELECT clock_timestamp()";
+        let before: SystemTime = client.query_one(now, &[]).await.unwrap().get(0);
         append(&changeover, "held back").await;
-        // However long that takes.
-        sleep(Duration::from_millis(150)).await;
+        // Once a batch of nothing has been given up, what was appended here has been looked for.
+        let looked = "SELECT FROM pg_stat_activity
+                      WHERE datname = current_database() AND query = 'ROLLBACK' AND state = 'idle' AND query_start > $1";
+        eventually(SOON, || async { !client.query(looked, &[&before]).await.unwrap().is_empty() }).await;
         assert_eq!(written(&client).await, ["first"]);
         elsewhere.batch_execute(if commits { "COMMIT" } else { "ROLLBACK" }).await.unwrap();
         let expected: &[&str] =
