@@ -14,4 +14,6 @@ FROM (
                   SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1
               ))
 ) h LEFT JOIN pg_stat_activity a ON a.pid = h.pid
+-- Who is in no transaction has ended it since we saw the lock, unless a lock of the session makes us wait.
+WHERE (a.xact_start IS NULL AND a.state IN ('idle', 'active')) IS NOT TRUE OR h.pid = ANY (pg_blocking_pids($2))
 ORDER BY age_secs DESC NULLS FIRST;

@@ -13,4 +13,6 @@ LEFT JOIN LATERAL (
 WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY ($1)
   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
   AND l.pid IS DISTINCT FROM pg_backend_pid()
+  -- Who is in no transaction has ended it since we saw the lock.
+  AND (a.xact_start IS NULL AND a.state IN ('idle', 'active')) IS NOT TRUE
 ORDER BY age_secs DESC NULLS FIRST;
