@@ -54,11 +54,16 @@ impl Worker {
             }
             let full = self.rows.bytes() > self.memory_bytes;
             if full || last.elapsed() >= self.checkpoint_every {
-                self.write(self.memory_bytes / 2).await?;
+                self.write(Commits::AsSet).await?;
+                self.rows.written(self.memory_bytes / 2);
                 last = Instant::now();
             }
         }
-        self.write(0).await
+        // Whoever makes one checkpoint of the shards' waits for the disk.
+        self.write(Commits::Lazily).await?;
+        // Nobody waits until so much memory is free again.
+        drop(tokio::task::spawn_blocking(move || drop(self.rows)));
+        Ok(())
     }
 
     async fn take(mut self, stretch: Arc<Stretch>) -> Result<Self, Stopped> {
@@ -106,8 +111,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes what changed together with the checkpoint, and keeps so many bytes of rows in memory.
-    async fn write(&mut self, keep_bytes: usize) -> Result<(), Stopped> {
+    /// Writes what changed together with the checkpoint.
+    async fn write(&mut self, commits: Commits) -> Result<(), Stopped> {
         if self.folded <= self.at.written {
             return Ok(());
         }
@@ -115,7 +120,7 @@ impl Worker {
         let mut client = writers.client().await?;
         let tx = loop {
             let tx = read_committed(&mut client).await?;
-            if self.at.admits(&tx, Commits::AsSet).await? {
+            if self.at.admits(&tx, commits).await? {
                 break tx;
             }
             tx.rollback().await?;
@@ -128,7 +133,6 @@ impl Worker {
         self.at.advance(&tx, self.folded).await?;
         tx.commit().await?;
         self.at.written = self.folded;
-        self.rows.written(keep_bytes);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 /// Why a name was refused.
@@ -157,7 +158,7 @@ impl FromStr for SchemaName {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct StreamName(String);
+pub struct StreamName(CompactString);
 
 impl StreamName {
     /// The longest name in bytes: what an index entry of the log holds with room to spare.
@@ -165,7 +166,7 @@ impl StreamName {
 
     /// A name that the log holds: it was checked when it was written.
     pub(crate) fn stored(name: &str) -> Self {
-        Self(name.to_owned())
+        Self(CompactString::new(name))
     }
 
     /// The name as text.
@@ -185,7 +186,7 @@ impl FromStr for StreamName {
         } else if name.contains('\0') {
             Err(invalid("stream name", name, "PostgreSQL's text holds no NUL"))
         } else {
-            Ok(Self(name.to_owned()))
+            Ok(Self::stored(name))
         }
     }
 }
@@ -208,7 +209,7 @@ macro_rules! text_name {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.0.into()
             }
         }
     )*};
