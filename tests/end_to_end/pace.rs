@@ -145,6 +145,26 @@ async fn a_replay_has_as_many_connections_as_it_is_told_and_two_besides() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_locks_the_tables_of_a_throttled_replay_waits_for_one_write_and_stops_nobody() {
+    let database = Database::fresh().await;
+    let client = with_history(&database, 0.33, 8_000).await;
+    let second = of::<2>(&database).await;
+    let replaying =
+        tokio::spawn(async move { second.replay(&[accounts()], &with(slowly(4, 4_000)), &|_| {}).await });
+    // Whoever writes is waited for, and whoever is about to write waits for the lock.
+    let lock = "BEGIN; LOCK TABLE accounts_v2.accounts IN SHARE MODE; COMMIT";
+    eventually(SOON, || async { !checkpoints(&client).await.is_empty() }).await;
+    let mut locked = 0;
+    while !replaying.is_finished() {
+        timeout(SOON, client.batch_execute(lock)).await.unwrap().unwrap();
+        locked += 1;
+    }
+    assert!(locked > 10, "only {locked} locks");
+    assert_eq!(replaying.await.unwrap().unwrap()[0].progress.lag_events(), 0);
+    is_the_same(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_process_costs_is_what_it_read_since_it_was_to_write_last() {
     for checkpoint_every in [Duration::from_millis(300), Duration::from_mins(10)] {
         let database = Database::fresh().await;

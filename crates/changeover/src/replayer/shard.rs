@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::place::{Commits, Place, Stopped, Writers};
 use super::source::Stretch;
-use super::throttle::Breaths;
+use super::throttle::Turn;
 use crate::projector::ProjectError;
 use crate::projector::parallel::{COPY_BEGIN, COPY_END, Shard, TableChanges};
 use crate::store::{Store, read_committed};
@@ -117,6 +117,10 @@ impl Worker {
             return Ok(());
         }
         let writers = self.writers.clone();
+        let turn = match &writers.breaths {
+            Some(breaths) => Some(breaths.turn().await),
+            None => None,
+        };
         let mut client = writers.client().await?;
         let tx = loop {
             let tx = read_committed(&mut client).await?;
@@ -125,9 +129,9 @@ impl Worker {
             }
             tx.rollback().await?;
         };
-        let breaths = writers.breaths.as_ref();
-        for changes in self.rows.changes(breaths.map_or(STATEMENT_ROWS, |_| BREATH_ROWS)) {
-            let written = write_table(&self.at.store, &tx, changes, breaths).await;
+        let turn = turn.as_ref();
+        for changes in self.rows.changes(turn.map_or(STATEMENT_ROWS, |_| BREATH_ROWS)) {
+            let written = write_table(&self.at.store, &tx, changes, turn).await;
             written.map_err(|source| self.at.not_written(self.folded, source))?;
         }
         self.at.advance(&tx, self.folded).await?;
@@ -141,15 +145,15 @@ async fn write_table(
     store: &Store,
     tx: &Transaction<'_>,
     changes: TableChanges<'_>,
-    breaths: Option<&Breaths>,
+    turn: Option<&Turn>,
 ) -> Result<(), ProjectError> {
     if let Some(mut new) = changes.new {
-        match breaths {
+        match turn {
             None => copy(tx, changes.copy_in, || new.next(COPY_BYTES)).await?,
-            Some(breaths) => {
+            Some(turn) => {
                 while let Some(rows) = new.next(BREATH_BYTES)? {
                     let mut rows = Some(rows);
-                    breaths.take(copy(tx, changes.copy_in, || Ok(rows.take()))).await?;
+                    turn.take(copy(tx, changes.copy_in, || Ok(rows.take()))).await?;
                 }
             }
         }
@@ -157,9 +161,9 @@ async fn write_table(
     for write in &changes.rest {
         let params = write.params();
         let writing = store.query(tx, write.sql, &params);
-        match breaths {
+        match turn {
             None => writing.await?,
-            Some(breaths) => breaths.take(writing).await?,
+            Some(turn) => turn.take(writing).await?,
         };
     }
     Ok(())

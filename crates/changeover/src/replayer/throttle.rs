@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
@@ -177,7 +177,7 @@ async fn is_above(store: Arc<Store>, client: Arc<Client>, throttle: Throttle) ->
     Ok(false)
 }
 
-/// Lets the live system breathe while shards write: small pieces of work, one shard at a time, and after each of them nothing.
+/// Lets the live system breathe while shards write: one shard at a time, small pieces of work, and after each of them nothing.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Breaths(Arc<Mutex<()>>);
 
@@ -188,9 +188,21 @@ const REST: u32 = 1;
 const LONGEST_REST: Duration = Duration::from_millis(100);
 
 impl Breaths {
-    /// Does a small piece of work when it is its turn.
+    /// Waits for its turn, in no transaction: the server knows nothing of turns, so whoever waited for one with a lock in hand
+    /// might wait for ever for somebody who waits for that lock.
+    pub(super) async fn turn(&self) -> Turn {
+        Turn { _turn: self.0.clone().lock_owned().await }
+    }
+}
+
+/// That it is a shard's turn to write.
+pub(super) struct Turn {
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Turn {
+    /// Does a small piece of work, and rests.
     pub(super) async fn take<T>(&self, work: impl Future<Output = T>) -> T {
-        let _turn = self.0.lock().await;
         let begun = Instant::now();
         let done = work.await;
         sleep((begun.elapsed() * REST).min(LONGEST_REST)).await;
