@@ -14,8 +14,6 @@ use crate::operator::Operator;
 use crate::orders::{OrderEvent, place, placed, stream};
 use crate::releases::{active, wrong_rows};
 
-/// As it is compared: by its key.
-const KEYED: &str = "ALTER TABLE public.orders DROP CONSTRAINT orders_id_key, ADD PRIMARY KEY (id)";
 const WRONG: &str = "SET customer = 'Eve' WHERE id = 'order-3'";
 const RIGHT: &str = "SET customer = 'Ada' WHERE id = 'order-3'";
 
@@ -24,7 +22,6 @@ async fn what_the_first_call_did_not_prove_the_second_one_does() {
     for name in ["1.0.0", "inline 1.0.0"] {
         let database = Database::fresh().await;
         let (client, _none, position) = read_model_of_others(&database).await;
-        client.batch_execute(KEYED).await.unwrap();
         client.batch_execute(&format!("UPDATE public.orders {WRONG}")).await.unwrap();
         // It proves nothing, and takes them over.
         let first = Operator::adopt(&database, name, position.get(), "started").await;
@@ -59,7 +56,6 @@ async fn feed(appending: &Changeover, tx: &Transaction<'_>, order: &str) {
 async fn rows_that_appends_keep_current_are_proved_as_they_stand_before_they_are_adopted() {
     let database = Database::fresh().await;
     let (client, none, _) = read_model_of_others(&database).await;
-    client.batch_execute(KEYED).await.unwrap();
     client.batch_execute("TRUNCATE public.orders").await.unwrap();
     client.batch_execute(FILL).await.unwrap();
     let new = humble(&database, "inline 1.0.0").await;

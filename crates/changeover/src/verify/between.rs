@@ -291,14 +291,17 @@ fn declared(
             reasons.push(format!("only one of them has a table {table}"));
             continue;
         };
-        if first.key != second.key {
+        // One that was adopted need not call it primary.
+        let key = if first.key.is_empty() { &second.key } else { &first.key };
+        let in_order = [first, second].iter().all(|shape| shape.key.is_empty() || shape.key == *key);
+        if !in_order || !first.has_key(key) || !second.has_key(key) {
             reasons.push(format!("table {table} has another primary key in each"));
             continue;
         }
         let mut columns = Vec::new();
         let names: BTreeSet<&String> = first.columns.keys().chain(second.columns.keys()).collect();
         for name in names {
-            let is_key = first.key.contains(name);
+            let is_key = key.contains(name);
             let declared = find(table, Some(name));
             match (declared, first.columns.get(name), second.columns.get(name)) {
                 (Some(_), ..) if is_key => {
@@ -331,7 +334,7 @@ fn declared(
             table: table.clone(),
             found: relation(&schemas[1], table),
             expected: relation(&schemas[0], table),
-            key: second.key_columns(&schemas[1], &schemas[0]),
+            key: second.key_columns(key, &schemas[1], &schemas[0]),
             columns,
         });
     }
@@ -352,21 +355,26 @@ mod tests {
     use super::super::compare::As;
     use super::*;
 
-    /// Tables as `table: *key type, column type; ..`.
+    /// Tables as `table: *key type, column type; ..`, with `+` where the key is not called primary.
     fn tables(text: &str) -> BTreeMap<String, Shape> {
         text.split("; ").filter(|text| !text.is_empty()).map(table).collect()
     }
 
     fn table(text: &str) -> (String, Shape) {
         let (name, columns) = text.split_once(": ").unwrap();
-        let mut shape = Shape::default();
+        let (mut shape, mut unique) = (Shape::default(), BTreeSet::new());
         for column in columns.split(", ") {
-            let (name, sql_type) = column.split_once(' ').unwrap();
-            if let Some(name) = name.strip_prefix('*') {
+            let (marked, sql_type) = column.split_once(' ').unwrap();
+            let name = marked.trim_start_matches(['*', '+']);
+            if marked.starts_with('*') {
                 shape.key.push(name.to_owned());
             }
-            shape.columns.insert(name.trim_start_matches('*').to_owned(), shape::column(sql_type, As::Value));
+            if marked != name {
+                unique.insert(name.to_owned());
+            }
+            shape.columns.insert(name.to_owned(), shape::column(sql_type, As::Value));
         }
+        shape.unique.push(unique);
         (name.to_owned(), shape)
     }
 
@@ -446,6 +454,9 @@ mod tests {
         let other = "table a has another primary key in each";
         check("a: *id text", "a: id text", &[], Err(&[other]));
         check("a: *id text, *n int", "a: *n int, *id text", &[], Err(&[other]));
+        check("a: +id text, n int", "a: *id text, n int", &[], Ok(&["a.n = \"n\""]));
+        check("a: *id text, n int", "a: +id text, n int", &[], Ok(&["a.n = \"n\""]));
+        check("a: *id text, n int", "a: +id text, +n int", &[], Err(&[other]));
         check(
             "a: *id text",
             "a: *id text",

@@ -397,7 +397,7 @@ impl Paging {
             table: table.to_owned(),
             found,
             expected: relation(own, table),
-            key: shape.key_columns(found_schema, own),
+            key: shape.key_columns(&shape.key, found_schema, own),
             columns: shape.other_columns(),
         };
         let verdict = TableVerdict { table: table.to_owned(), ..TableVerdict::default() };

@@ -1,8 +1,9 @@
 //! The tables of a version as the catalog describes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Json;
 
 use super::compare::{As, Column, KeyColumn};
 use crate::store::quote::ident;
@@ -15,6 +16,8 @@ pub(super) struct Shape {
     pub(super) columns: BTreeMap<String, ColumnShape>,
     /// Those of its primary key, in the key's order.
     pub(super) key: Vec<String>,
+    /// That one, and what would do as one: unique, and never null.
+    pub(super) unique: Vec<BTreeSet<String>>,
 }
 
 /// A column.
@@ -40,6 +43,8 @@ pub(super) async fn tables(
     for row in &rows {
         let table: String = row.get("table_name");
         let shape = tables.entry(table.clone()).or_default();
+        shape.unique =
+            row.get::<_, Option<Json<_>>>("unique_keys").map(|Json(keys)| keys).unwrap_or_default();
         let Some(name) = row.get::<_, Option<String>>("column_name") else { continue };
         if let Some(place) = row.get::<_, Option<i32>>("key_place") {
             keys.entry(table).or_default().insert(place, name.clone());
@@ -77,15 +82,26 @@ impl Shape {
         }
         let more = other.columns.keys().filter(|name| !self.columns.contains_key(*name));
         differences.extend(more.map(|name| format!("{name} is not in the definition")));
-        if differences.is_empty() && self.key != other.key {
+        if differences.is_empty() && !other.has_key(&self.key) {
             differences.push("it has another primary key".to_owned());
         }
         differences
     }
 
-    /// The key, by which two tables are compared that both have it.
-    pub(super) fn key_columns(&self, found_schema: &str, expected_schema: &str) -> Vec<KeyColumn> {
-        let key = self.key.iter().map(|name| {
+    /// Whether these columns tell its rows apart, as they do in another table; none do not in either.
+    pub(super) fn has_key(&self, key: &[String]) -> bool {
+        let columns: BTreeSet<String> = key.iter().cloned().collect();
+        if columns.is_empty() { self.key.is_empty() } else { self.unique.contains(&columns) }
+    }
+
+    /// A key, by which two tables are compared that both have it.
+    pub(super) fn key_columns(
+        &self,
+        key: &[String],
+        found_schema: &str,
+        expected_schema: &str,
+    ) -> Vec<KeyColumn> {
+        let key = key.iter().map(|name| {
             let column = &self.columns[name];
             let of = |schema: &str| {
                 let schema = if column.own_type { format!("{}.", ident(schema)) } else { String::new() };
