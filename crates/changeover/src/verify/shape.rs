@@ -42,9 +42,10 @@ pub(super) async fn tables(
     let mut keys: BTreeMap<String, BTreeMap<i32, String>> = BTreeMap::new();
     for row in &rows {
         let table: String = row.get("table_name");
-        let shape = tables.entry(table.clone()).or_default();
-        shape.unique =
-            row.get::<_, Option<Json<_>>>("unique_keys").map(|Json(keys)| keys).unwrap_or_default();
+        let shape = tables.entry(table.clone()).or_insert_with(|| {
+            let unique = row.get::<_, Option<Json<_>>>("unique_keys").map(|Json(keys)| keys);
+            Shape { unique: unique.unwrap_or_default(), ..Shape::default() }
+        });
         let Some(name) = row.get::<_, Option<String>>("column_name") else { continue };
         if let Some(place) = row.get::<_, Option<i32>>("key_place") {
             keys.entry(table).or_default().insert(place, name.clone());
